@@ -1,0 +1,437 @@
+//! Two-region decode attention: one softmax over the thin prefix and the whole recent tokens.
+//!
+//! A query head's logits are q·k/√D for both regions, the prefix with q gathered to its T kept channels. The scale is
+//! 1/√D for both: 1/√T would be another temperature, and measurably worse. All query heads of a group are served from
+//! one pass over their KV head's blocks, with an online softmax (Milakov & Gimelshein, arXiv 1805.02867), so parts of
+//! the tokens can be computed apart and [merged](Partial::merge).
+
+use crate::{
+    BLOCK, Error, HeadRef, MAX_GROUP,
+    error::check_len,
+    storage::{Element, StorageKind, elements, with_element},
+};
+use core::ops::Range;
+
+/// Blocks whose scores are computed before one step of the online softmax.
+const TILE_BLOCKS: usize = 4;
+/// Tokens of a tile.
+const TILE: usize = TILE_BLOCKS * BLOCK;
+
+/// Key channels of up to 32 tokens: channel `c` of lane `l` is element `c * stride + l`.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyLanes<'a> {
+    /// How the keys are stored.
+    pub kind: StorageKind,
+    /// The bytes, from the first lane of the first channel on.
+    pub bytes: &'a [u8],
+    /// Channels.
+    pub channels: usize,
+    /// Elements between two channels.
+    pub stride: usize,
+}
+
+/// Values of up to 32 tokens: channel `c` of token `t` is element `t * head_dim + c`.
+#[derive(Clone, Copy, Debug)]
+pub struct ValueRows<'a> {
+    /// How the values are stored.
+    pub kind: StorageKind,
+    /// The bytes, from the first token on.
+    pub bytes: &'a [u8],
+    /// Channels.
+    pub head_dim: usize,
+}
+
+/// The inner loops of attention. [`Plain`] is the contract; a backend brings faster ones that equal it within rounding.
+pub trait Loops {
+    /// Dot products of `group` queries (`[group][channels]`) with 32 lanes of keys:
+    /// `scores[g * score_stride ..][..32]`, overwritten. Lanes that are no tokens give numbers of no meaning.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where a slice is too short.
+    fn key_scores(
+        &self,
+        keys: KeyLanes<'_>,
+        queries: &[f32],
+        group: usize,
+        scores: &mut [f32],
+        score_stride: usize,
+    ) -> Result<(), Error>;
+
+    /// Adds the tokens `lanes`, weighted, to each query head's mix:
+    /// `mixed[g][c] += Σ_t weights[g * weight_stride + t] · value[t][c]`, `mixed` being `[group][D]`. Other tokens are not
+    /// read.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where a slice is too short.
+    fn mix_values(
+        &self,
+        values: ValueRows<'_>,
+        lanes: Range<usize>,
+        weights: &[f32],
+        weight_stride: usize,
+        group: usize,
+        mixed: &mut [f32],
+    ) -> Result<(), Error>;
+
+    /// Replaces every x by e^(x - `shift`) and returns their sum. All x are at most `shift`; -∞ gives 0.
+    fn exponentials(&self, x: &mut [f32], shift: f32) -> f32;
+}
+
+/// The loops as plain Rust: what every other implementation is tested against.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Loops for Plain {
+    fn key_scores(
+        &self,
+        keys: KeyLanes<'_>,
+        queries: &[f32],
+        group: usize,
+        scores: &mut [f32],
+        score_stride: usize,
+    ) -> Result<(), Error> {
+        check_len("queries", group * keys.channels, queries.len())?;
+        with_element!(keys.kind, E => {
+            let stored = elements::<E>(keys.bytes)?;
+            for (query, scores) in queries.chunks_exact(keys.channels).zip(scores.chunks_mut(score_stride)) {
+                let scores = scores.get_mut(..BLOCK).ok_or(TOO_FEW_SCORES)?;
+                scores.fill(0.0);
+                for (&q, lanes) in query.iter().zip(stored.chunks(keys.stride)) {
+                    for (score, key) in scores.iter_mut().zip(lanes) {
+                        *score += q * key.load();
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn mix_values(
+        &self,
+        values: ValueRows<'_>,
+        lanes: Range<usize>,
+        weights: &[f32],
+        weight_stride: usize,
+        group: usize,
+        mixed: &mut [f32],
+    ) -> Result<(), Error> {
+        check_len("mixed values", group * values.head_dim, mixed.len())?;
+        with_element!(values.kind, E => {
+            let stored = elements::<E>(values.bytes)?;
+            for (mixed, weights) in mixed.chunks_exact_mut(values.head_dim).zip(weights.chunks(weight_stride)) {
+                for lane in lanes.clone() {
+                    let weight = *weights.get(lane).ok_or(TOO_FEW_SCORES)?;
+                    for (mix, value) in mixed.iter_mut().zip(&stored[lane * values.head_dim..]) {
+                        *mix += weight * value.load();
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn exponentials(&self, x: &mut [f32], shift: f32) -> f32 {
+        let mut sum = 0.0;
+        for x in x {
+            *x = libm::expf(*x - shift);
+            sum += *x;
+        }
+        sum
+    }
+}
+
+const TOO_FEW_SCORES: Error = Error::Length { what: "scores", expected: BLOCK, actual: 0 };
+
+/// The softmax-weighted mix of a part of the tokens, for the query heads of one group: mergeable.
+#[derive(Debug)]
+pub struct Partial<'a> {
+    /// Largest logit so far, one a query head.
+    max: &'a mut [f32],
+    /// Σ e^(logit - max), one a query head.
+    sum: &'a mut [f32],
+    /// Σ e^(logit - max) · value, `[group][D]`.
+    mixed: &'a mut [f32],
+}
+
+impl<'a> Partial<'a> {
+    /// Floats that a partial result of `group` heads of `head_dim` channels takes.
+    #[must_use]
+    pub const fn len(group: usize, head_dim: usize) -> usize {
+        group * (head_dim + 2)
+    }
+
+    /// An empty result in the first [`len`](Self::len) floats of `memory`.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with the floats needed, [`Error::Group`].
+    pub fn new(memory: &'a mut [f32], group: usize, head_dim: usize) -> Result<Self, Error> {
+        let mut partial = Self::resume(memory, group, head_dim)?;
+        partial.max.fill(f32::NEG_INFINITY);
+        partial.sum.fill(0.0);
+        partial.mixed.fill(0.0);
+        Ok(partial)
+    }
+
+    /// The result that an earlier [`new`](Self::new) over the same memory has gathered.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn resume(memory: &'a mut [f32], group: usize, head_dim: usize) -> Result<Self, Error> {
+        if group == 0 || group > MAX_GROUP {
+            return Err(Error::Group { group });
+        }
+        let (needed, capacity) = (Self::len(group, head_dim), memory.len());
+        if capacity < needed {
+            return Err(Error::Capacity { what: "partial attention", needed, capacity });
+        }
+        let (max, rest) = memory[..needed].split_at_mut(group);
+        let (sum, mixed) = rest.split_at_mut(group);
+        Ok(Self { max, sum, mixed })
+    }
+
+    /// Adds another part of the tokens.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where the other has another shape.
+    pub fn merge(&mut self, other: &Partial<'_>) -> Result<(), Error> {
+        check_len("partial attention", self.mixed.len(), other.mixed.len())?;
+        check_len("query heads", self.max.len(), other.max.len())?;
+        let head_dim = self.mixed.len() / self.max.len();
+        for head in 0..self.max.len() {
+            let max = self.max[head].max(other.max[head]);
+            if max == f32::NEG_INFINITY {
+                continue;
+            }
+            let ours = libm::expf(self.max[head] - max);
+            let theirs = libm::expf(other.max[head] - max);
+            self.max[head] = max;
+            self.sum[head] = self.sum[head] * ours + other.sum[head] * theirs;
+            let range = head * head_dim..(head + 1) * head_dim;
+            for (mix, &more) in self.mixed[range.clone()].iter_mut().zip(&other.mixed[range]) {
+                *mix = *mix * ours + more * theirs;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the attention output, `[group][D]`; zeros where no token was seen.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where `out` has another length.
+    pub fn finish(&self, out: &mut [f32]) -> Result<(), Error> {
+        check_len("attention output", self.mixed.len(), out.len())?;
+        let head_dim = self.mixed.len() / self.max.len();
+        for ((out, mixed), &sum) in out.chunks_exact_mut(head_dim).zip(self.mixed.chunks_exact(head_dim)).zip(&*self.sum) {
+            let scale = if sum > 0.0 { 1.0 / sum } else { 0.0 };
+            for (out, &mix) in out.iter_mut().zip(mixed) {
+                *out = mix * scale;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Queries made ready for a head: scaled by 1/√D, and gathered to the channels of its prefix.
+#[derive(Debug)]
+pub struct Queries<'a> {
+    group: usize,
+    whole: &'a [f32],
+    thin: &'a [f32],
+    scores: &'a mut [f32],
+}
+
+impl<'a> Queries<'a> {
+    /// Floats of scratch memory for `group` queries of a head of `head_dim` channels, whatever it keeps.
+    #[must_use]
+    pub const fn scratch_len(group: usize, head_dim: usize) -> usize {
+        group * (2 * head_dim + TILE)
+    }
+
+    /// Prepares `queries` (`[group][D]`, after RoPE, unscaled) for `head`.
+    ///
+    /// # Errors
+    /// [`Error::Group`], [`Error::Length`], or [`Error::Capacity`] with the scratch floats needed.
+    pub fn new(head: &HeadRef<'_>, queries: &[f32], scratch: &'a mut [f32]) -> Result<Self, Error> {
+        let head_dim = head.layout().head_dim as usize;
+        let group = queries.len() / head_dim;
+        if group == 0 || group > MAX_GROUP {
+            return Err(Error::Group { group });
+        }
+        check_len("queries", group * head_dim, queries.len())?;
+        let (needed, capacity) = (Self::scratch_len(group, head_dim), scratch.len());
+        if capacity < needed {
+            return Err(Error::Capacity { what: "attention scratch", needed, capacity });
+        }
+        let (whole, rest) = scratch[..needed].split_at_mut(group * head_dim);
+        let (thin, scores) = rest.split_at_mut(group * head_dim);
+        let scale = 1.0 / libm::sqrtf(head_dim as f32);
+        for (scaled, &q) in whole.iter_mut().zip(queries) {
+            *scaled = q * scale;
+        }
+        let kept = head.mask().map_or(0, |mask| mask.kept());
+        if let Some(mask) = head.mask() {
+            for (whole, thin) in whole.chunks_exact(head_dim).zip(thin.chunks_exact_mut(kept)) {
+                mask.gather(whole, thin);
+            }
+        }
+        Ok(Self { group, whole, thin: &thin[..group * kept], scores })
+    }
+}
+
+/// One block's part in a tile: which lanes are tokens.
+struct TileBlock<'a> {
+    keys: KeyLanes<'a>,
+    values: ValueRows<'a>,
+    lanes: Range<usize>,
+}
+
+/// Attends to the thin blocks `blocks` of `head`; tokens older than the newest `window` are not seen.
+///
+/// # Errors
+/// [`Error::Index`] for blocks that are not there; [`Error::Length`] where parts do not fit.
+pub fn attend_prefix<L: Loops>(
+    loops: &L,
+    head: &HeadRef<'_>,
+    queries: &mut Queries<'_>,
+    blocks: Range<usize>,
+    window: usize,
+    partial: &mut Partial<'_>,
+) -> Result<(), Error> {
+    let (layout, span) = (head.layout(), head.span());
+    if blocks.end > span.blocks as usize {
+        return Err(Error::Index { what: "block", index: blocks.end, limit: span.blocks as usize + 1 });
+    }
+    // Lanes before the first visible one, counted from the first block.
+    let unseen = span.hidden as usize + span.tokens().saturating_sub(window).min(span.prefix());
+    let first = blocks.start.max(unseen / BLOCK);
+    for start in (first..blocks.end).step_by(TILE_BLOCKS) {
+        let tile = (start..blocks.end.min(start + TILE_BLOCKS)).map(|block| TileBlock {
+            keys: KeyLanes {
+                kind: layout.keys,
+                bytes: head.key_block(block),
+                channels: layout.kept as usize,
+                stride: BLOCK,
+            },
+            values: ValueRows {
+                kind: layout.values,
+                bytes: head.value_block(block),
+                head_dim: layout.head_dim as usize,
+            },
+            lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,
+        });
+        attend_tile(loops, tile, queries.thin, queries.group, queries.scores, partial)?;
+    }
+    Ok(())
+}
+
+/// Attends to the whole recent tokens of `head`; tokens older than the newest `window` are not seen.
+///
+/// # Errors
+/// [`Error::Length`] where parts do not fit.
+pub fn attend_recent<L: Loops>(
+    loops: &L,
+    head: &HeadRef<'_>,
+    queries: &mut Queries<'_>,
+    window: usize,
+    partial: &mut Partial<'_>,
+) -> Result<(), Error> {
+    let (layout, recent) = (head.layout(), head.span().recent as usize);
+    let unseen = recent.saturating_sub(window);
+    let head_dim = layout.head_dim as usize;
+    let (keys, values) = (head.ring_keys(), head.ring_values());
+    let blocks = recent.div_ceil(BLOCK);
+    for start in (unseen / BLOCK..blocks).step_by(TILE_BLOCKS) {
+        let tile = (start..blocks.min(start + TILE_BLOCKS)).map(|block| TileBlock {
+            keys: KeyLanes {
+                kind: layout.keys.ring(),
+                bytes: &keys[block * BLOCK * layout.keys.ring().element_bytes()..],
+                channels: head_dim,
+                stride: layout.ring_stride(),
+            },
+            values: ValueRows {
+                kind: layout.values.ring(),
+                bytes: &values[block * BLOCK * head_dim * layout.values.ring().element_bytes()..],
+                head_dim,
+            },
+            lanes: unseen.saturating_sub(block * BLOCK)..BLOCK.min(recent - block * BLOCK),
+        });
+        attend_tile(loops, tile, queries.whole, queries.group, queries.scores, partial)?;
+    }
+    Ok(())
+}
+
+/// One step of the online softmax over up to [`TILE_BLOCKS`] blocks.
+fn attend_tile<'a, L: Loops>(
+    loops: &L,
+    tile: impl Iterator<Item = TileBlock<'a>> + Clone,
+    queries: &[f32],
+    group: usize,
+    scores: &mut [f32],
+    partial: &mut Partial<'_>,
+) -> Result<(), Error> {
+    let mut tokens = 0;
+    for block in tile.clone() {
+        loops.key_scores(block.keys, queries, group, &mut scores[tokens..], TILE)?;
+        for scores in scores.chunks_exact_mut(TILE) {
+            scores[tokens..tokens + block.lanes.start].fill(f32::NEG_INFINITY);
+            scores[tokens + block.lanes.end..tokens + BLOCK].fill(f32::NEG_INFINITY);
+        }
+        tokens += BLOCK;
+    }
+    let head_dim = partial.mixed.len() / group;
+    for head in 0..group {
+        let scores = &mut scores[head * TILE..][..tokens];
+        let max = scores.iter().copied().fold(partial.max[head], f32::max);
+        if max == f32::NEG_INFINITY {
+            scores.fill(0.0);
+            continue;
+        }
+        let shrink = libm::expf(partial.max[head] - max);
+        if shrink != 1.0 {
+            partial.sum[head] *= shrink;
+            partial.mixed[head * head_dim..][..head_dim].iter_mut().for_each(|mix| *mix *= shrink);
+        }
+        partial.max[head] = max;
+        partial.sum[head] += loops.exponentials(scores, max);
+    }
+    for (index, block) in tile.enumerate() {
+        loops.mix_values(block.values, block.lanes, &scores[index * BLOCK..], TILE, group, partial.mixed)?;
+    }
+    Ok(())
+}
+
+/// Attends to all tokens of `head` with the query heads of its group: `queries` and `out` are `[group][D]`.
+///
+/// `memory` is scratch of at least [`attend_len`] floats.
+///
+/// # Errors
+/// [`Error::Capacity`] with the floats needed; [`Error::Length`] and [`Error::Group`] where shapes do not fit.
+///
+/// See `thinkey_core::fixed` for an example.
+pub fn attend<L: Loops>(
+    loops: &L,
+    head: &HeadRef<'_>,
+    queries: &[f32],
+    window: usize,
+    memory: &mut [f32],
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let head_dim = head.layout().head_dim as usize;
+    let group = queries.len() / head_dim;
+    let (needed, capacity) = (attend_len(group, head_dim), memory.len());
+    if capacity < needed {
+        return Err(Error::Capacity { what: "attention scratch", needed, capacity });
+    }
+    let (scratch, memory) = memory.split_at_mut(Queries::scratch_len(group, head_dim));
+    let mut queries = Queries::new(head, queries, scratch)?;
+    let mut partial = Partial::new(memory, group, head_dim)?;
+    attend_prefix(loops, head, &mut queries, 0..head.span().blocks as usize, window, &mut partial)?;
+    attend_recent(loops, head, &mut queries, window, &mut partial)?;
+    partial.finish(out)
+}
+
+/// Floats of scratch memory that [`attend`] needs.
+#[must_use]
+pub const fn attend_len(group: usize, head_dim: usize) -> usize {
+    Queries::scratch_len(group, head_dim) + Partial::len(group, head_dim)
+}

@@ -1,0 +1,457 @@
+//! Views over one KV head's bytes: admit tokens (thin the oldest, then append), and read for attention.
+
+use crate::{
+    Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM, Span,
+    channel::{score, select},
+    error::check_len,
+    log::debug,
+    storage::{Element, elements, elements_mut, with_element},
+};
+use core::ops::Range;
+
+/// New tokens' keys and values of one head, after RoPE: row `t` is `data[t * stride ..][..D]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Keys.
+    pub keys: &'a [f32],
+    /// Values.
+    pub values: &'a [f32],
+    /// Elements between the starts of two tokens, the same for keys and values.
+    pub stride: usize,
+}
+
+impl Rows<'_> {
+    fn check(&self, tokens: usize, head_dim: usize) -> Result<(), Error> {
+        let needed = if tokens == 0 { 0 } else { (tokens - 1) * self.stride + head_dim };
+        for (what, data) in [("new keys", self.keys), ("new values", self.values)] {
+            if data.len() < needed {
+                return Err(Error::Length { what, expected: needed, actual: data.len() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One KV head of one sequence, for reading.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadRef<'a> {
+    layout: HeadLayout,
+    bytes: &'a [u8],
+    slot: usize,
+    pages: &'a [u32],
+    span: Span,
+    mask: Option<&'a ChannelMask>,
+}
+
+/// Checks that a head's parts fit each other, so that the accessors below cannot be out of range.
+fn check(layout: &HeadLayout, bytes: usize, slot: usize, pages: &[u32], span: Span) -> Result<(), Error> {
+    layout.check()?;
+    check_len("cache bytes of a head", layout.bytes(), bytes)?;
+    if slot >= layout.slots as usize {
+        return Err(Error::Index { what: "slot", index: slot, limit: layout.slots as usize });
+    }
+    if pages.len() < span.blocks as usize {
+        return Err(Error::Capacity { what: "pages", needed: span.blocks as usize, capacity: pages.len() });
+    }
+    if let Some(&page) = pages[..span.blocks as usize].iter().find(|&&page| page >= layout.pages) {
+        return Err(Error::Index { what: "page", index: page as usize, limit: layout.pages as usize });
+    }
+    if span.recent as usize > layout.ring_capacity() {
+        return Err(Error::Capacity {
+            what: "ring",
+            needed: span.recent as usize,
+            capacity: layout.ring_capacity(),
+        });
+    }
+    if span.hidden as usize >= BLOCK || (span.blocks == 0 && span.hidden > 0) {
+        return Err(Error::Index { what: "hidden lane", index: span.hidden as usize, limit: BLOCK });
+    }
+    Ok(())
+}
+
+impl<'a> HeadRef<'a> {
+    /// A view of the head whose bytes are `bytes`, for the sequence in `slot` with the page table `pages`.
+    ///
+    /// # Errors
+    /// Where the parts do not fit each other, or the span has a prefix but `mask` is missing or of another shape.
+    pub fn new(
+        layout: HeadLayout,
+        bytes: &'a [u8],
+        slot: usize,
+        pages: &'a [u32],
+        span: Span,
+        mask: Option<&'a ChannelMask>,
+    ) -> Result<Self, Error> {
+        check(&layout, bytes.len(), slot, pages, span)?;
+        match mask {
+            Some(mask) => check_mask(&layout, mask)?,
+            None if span.blocks > 0 => return Err(Error::NoMask),
+            None => {}
+        }
+        Ok(Self { layout, bytes, slot, pages, span, mask })
+    }
+
+    /// The layout.
+    #[must_use]
+    pub const fn layout(&self) -> &HeadLayout {
+        &self.layout
+    }
+
+    /// How many tokens are where.
+    #[must_use]
+    pub const fn span(&self) -> Span {
+        self.span
+    }
+
+    /// The channels that the prefix holds; `None` while there is no prefix and none are chosen.
+    #[must_use]
+    pub const fn mask(&self) -> Option<&'a ChannelMask> {
+        self.mask
+    }
+
+    /// The bytes of thin key block `block`, `[T][32]`.
+    ///
+    /// # Panics
+    /// Where `block` is not below the span's blocks.
+    #[must_use]
+    pub fn key_block(&self, block: usize) -> &'a [u8] {
+        &self.bytes[self.layout.key_block(self.pages[block] as usize)]
+    }
+
+    /// The bytes of value block `block`, `[32][D]`.
+    ///
+    /// # Panics
+    /// As [`key_block`](Self::key_block).
+    #[must_use]
+    pub fn value_block(&self, block: usize) -> &'a [u8] {
+        &self.bytes[self.layout.value_block(self.pages[block] as usize)]
+    }
+
+    /// The bytes of the ring's keys, `[D][ring stride]`.
+    #[must_use]
+    pub fn ring_keys(&self) -> &'a [u8] {
+        &self.bytes[self.layout.ring_keys(self.slot)]
+    }
+
+    /// The bytes of the ring's values, `[ring capacity][D]`.
+    #[must_use]
+    pub fn ring_values(&self) -> &'a [u8] {
+        &self.bytes[self.layout.ring_values(self.slot)]
+    }
+
+    /// Writes the whole key and value of ring token `token` as f32 (length D each).
+    ///
+    /// # Errors
+    /// [`Error::Index`] where there is no such token, [`Error::Length`] for other lengths.
+    pub fn read_recent(&self, token: usize, key: &mut [f32], value: &mut [f32]) -> Result<(), Error> {
+        let (head_dim, stride) = (self.layout.head_dim as usize, self.layout.ring_stride());
+        if token >= self.span.recent as usize {
+            return Err(Error::Index { what: "recent token", index: token, limit: self.span.recent as usize });
+        }
+        check_len("key", head_dim, key.len())?;
+        check_len("value", head_dim, value.len())?;
+        with_element!(self.layout.keys.ring(), E => {
+            let ring = elements::<E>(self.ring_keys())?;
+            for (channel, x) in key.iter_mut().enumerate() {
+                *x = ring[channel * stride + token].load();
+            }
+        });
+        with_element!(self.layout.values.ring(), E => {
+            let ring = elements::<E>(self.ring_values())?;
+            for (x, stored) in value.iter_mut().zip(&ring[token * head_dim..]) {
+                *x = stored.load();
+            }
+        });
+        Ok(())
+    }
+
+    /// Writes what is stored of prefix token `token` (0 is the oldest) as f32: the key's kept channels (length T) and
+    /// the value (length D).
+    ///
+    /// # Errors
+    /// [`Error::Index`] where there is no such token, [`Error::Length`] for other lengths.
+    pub fn read_prefix(&self, token: usize, key: &mut [f32], value: &mut [f32]) -> Result<(), Error> {
+        if token >= self.span.prefix() {
+            return Err(Error::Index { what: "prefix token", index: token, limit: self.span.prefix() });
+        }
+        check_len("key", self.layout.kept as usize, key.len())?;
+        check_len("value", self.layout.head_dim as usize, value.len())?;
+        let at = token + self.span.hidden as usize;
+        let (block, lane) = (at / BLOCK, at % BLOCK);
+        with_element!(self.layout.keys, E => {
+            let stored = elements::<E>(self.key_block(block))?;
+            for (channel, x) in key.iter_mut().enumerate() {
+                *x = stored[channel * BLOCK + lane].load();
+            }
+        });
+        with_element!(self.layout.values, E => {
+            let stored = elements::<E>(self.value_block(block))?;
+            for (x, stored) in value.iter_mut().zip(&stored[lane * self.layout.head_dim as usize..]) {
+                *x = stored.load();
+            }
+        });
+        Ok(())
+    }
+}
+
+fn check_mask(layout: &HeadLayout, mask: &ChannelMask) -> Result<(), Error> {
+    check_len("mask", layout.head_dim as usize, mask.head_dim())?;
+    if mask.kept() == layout.kept as usize {
+        Ok(())
+    } else {
+        Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() })
+    }
+}
+
+/// One KV head, for writing.
+#[derive(Debug)]
+pub struct HeadMut<'a> {
+    layout: HeadLayout,
+    bytes: &'a mut [u8],
+    slot: usize,
+}
+
+/// The parts of a head's bytes that one admission touches.
+struct Parts<'a> {
+    key_blocks: &'a mut [u8],
+    value_blocks: &'a mut [u8],
+    ring_keys: &'a mut [u8],
+    ring_values: &'a mut [u8],
+}
+
+/// Where the whole tokens of an admission are: the first `held` in the ring, the others in rows.
+struct Whole<'a, E> {
+    ring: &'a [E],
+    held: usize,
+    /// Elements between two tokens and between two channels of the ring.
+    ring_steps: (usize, usize),
+    rows: &'a [f32],
+    row_stride: usize,
+}
+
+impl<E: Element> Whole<'_, E> {
+    #[inline(always)]
+    fn get(&self, token: usize, channel: usize) -> E {
+        if token < self.held {
+            self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1]
+        } else {
+            E::store(self.rows[(token - self.held) * self.row_stride + channel])
+        }
+    }
+}
+
+impl<'a> HeadMut<'a> {
+    /// A view of the head whose bytes are `bytes`, for the sequence in `slot`.
+    ///
+    /// # Errors
+    /// Where the parts do not fit each other.
+    pub fn new(layout: HeadLayout, bytes: &'a mut [u8], slot: usize) -> Result<Self, Error> {
+        check(&layout, bytes.len(), slot, &[], Span::default())?;
+        Ok(Self { layout, bytes, slot })
+    }
+
+    /// Forgets the query energies: a new sequence starts.
+    pub fn clear_energy(&mut self) {
+        self.bytes[self.layout.energy(self.slot)].fill(0);
+    }
+
+    /// Adds the squares of `rows` query rows (length D, `stride` apart) to the energies that score channels.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where `queries` is too short.
+    pub fn add_query_energy(&mut self, queries: &[f32], rows: usize, stride: usize) -> Result<(), Error> {
+        let range = self.layout.energy(self.slot);
+        let energy = elements_mut::<f32>(&mut self.bytes[range])?;
+        score::add_energy(queries, rows, stride, &mut energy[..self.layout.head_dim as usize])
+    }
+
+    /// Scores the channels by the query energies so far (of `queries` rows) and all whole tokens: the `held` ones of
+    /// the ring, then `new` rows. Writes D scores.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where a slice does not fit or there is no query or token.
+    pub fn score(
+        &self,
+        held: usize,
+        rows: Rows<'_>,
+        new: usize,
+        queries: usize,
+        scores: &mut [f32],
+    ) -> Result<(), Error> {
+        let (head_dim, stride) = (self.layout.head_dim as usize, self.layout.ring_stride());
+        rows.check(new, head_dim)?;
+        let mut keys = [0.0f32; MAX_HEAD_DIM];
+        let keys = &mut keys[..head_dim];
+        if new > 0 {
+            score::add_energy(rows.keys, new, rows.stride, keys)?;
+        }
+        with_element!(self.layout.keys.ring(), E => {
+            let ring = elements::<E>(&self.bytes[self.layout.ring_keys(self.slot)])?;
+            for (energy, lanes) in keys.iter_mut().zip(ring.chunks_exact(stride)) {
+                *energy += lanes[..held].iter().map(|x| x.load() * x.load()).sum::<f32>();
+            }
+        });
+        let energy = elements::<f32>(&self.bytes[self.layout.energy(self.slot)])?;
+        score::score(&energy[..head_dim], queries, keys, held + new, scores)
+    }
+
+    /// [`score`](Self::score), then the layout's T best channels.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score); [`Error::NotANumber`] where a score is NaN.
+    pub fn choose(&self, held: usize, rows: Rows<'_>, new: usize, queries: usize) -> Result<ChannelMask, Error> {
+        let mut scores = [0.0f32; MAX_HEAD_DIM];
+        let scores = &mut scores[..self.layout.head_dim as usize];
+        self.score(held, rows, new, queries, scores)?;
+        select::select(scores, self.layout.kept as usize)
+    }
+
+    /// Carries out an admission for this head: thins the oldest whole tokens into the blocks that `pages` (the page table
+    /// after the admission) names, and stores the others whole.
+    ///
+    /// # Errors
+    /// [`Error::NoMask`] where tokens are to be thinned without a mask; [`Error::Length`], [`Error::Capacity`],
+    /// [`Error::Index`], [`Error::Kept`] where parts do not fit. Nothing is written then.
+    pub fn admit(
+        &mut self,
+        admission: &Admission,
+        pages: &[u32],
+        mask: Option<&ChannelMask>,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let layout = self.layout;
+        rows.check(admission.new, layout.head_dim as usize)?;
+        check(&layout, self.bytes.len(), self.slot, pages, admission.after)?;
+        check(&layout, self.bytes.len(), self.slot, &[], Span { blocks: 0, hidden: 0, ..admission.before })?;
+        if admission.thinned > admission.before.recent as usize + admission.new {
+            return Err(Error::Inconsistent { what: "admission" });
+        }
+        let blocks = admission.new_blocks();
+        let mut parts = self.parts();
+        if !blocks.is_empty() {
+            let mask = mask.ok_or(Error::NoMask)?;
+            check_mask(&layout, mask)?;
+            with_element!(layout.keys, E => parts.thin_keys::<E>(&layout, admission, pages, mask, rows)?);
+            with_element!(layout.values, E => parts.move_values::<E>(&layout, admission, pages, rows)?);
+            debug!("thinned {} tokens into {} blocks of {} channels", admission.thinned, blocks.len(), mask.kept());
+        }
+        with_element!(layout.keys.ring(), E => parts.append_keys::<E>(&layout, admission, rows)?);
+        with_element!(layout.values.ring(), E => parts.append_values::<E>(&layout, admission, rows)?);
+        Ok(())
+    }
+
+    fn parts(&mut self) -> Parts<'_> {
+        let (layout, slot) = (self.layout, self.slot);
+        let pages = layout.pages as usize;
+        let (key_blocks, rest) = self.bytes.split_at_mut(layout.key_block(pages).start);
+        let (value_blocks, slots) = rest.split_at_mut(pages * layout.value_block_bytes());
+        let start = layout.value_block(pages).start;
+        let local = |range: Range<usize>| range.start - start..range.end - start;
+        let (head, ring_values) = slots.split_at_mut(local(layout.ring_values(slot)).start);
+        Parts {
+            key_blocks,
+            value_blocks,
+            ring_keys: &mut head[local(layout.ring_keys(slot))],
+            ring_values: &mut ring_values[..layout.ring_value_bytes()],
+        }
+    }
+}
+
+impl Parts<'_> {
+    fn thin_keys<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        pages: &[u32],
+        mask: &ChannelMask,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let whole = Whole {
+            ring: elements::<E>(self.ring_keys)?,
+            held: admission.before.recent as usize,
+            ring_steps: (1, layout.ring_stride()),
+            rows: rows.keys,
+            row_stride: rows.stride,
+        };
+        for block in admission.new_blocks() {
+            let (lanes, first) = admission.lanes(block);
+            let stored = elements_mut::<E>(&mut self.key_blocks[layout.key_block(pages[block] as usize)])?;
+            for (to, channel) in stored.chunks_exact_mut(BLOCK).zip(mask.channels()) {
+                // Hidden lanes are written too: a page may hold what another sequence left.
+                to[..lanes.start].fill(E::store(0.0));
+                for (token, to) in (first..).zip(&mut to[lanes.clone()]) {
+                    *to = whole.get(token, channel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn move_values<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        pages: &[u32],
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let head_dim = layout.head_dim as usize;
+        let whole = Whole {
+            ring: elements::<E>(self.ring_values)?,
+            held: admission.before.recent as usize,
+            ring_steps: (head_dim, 1),
+            rows: rows.values,
+            row_stride: rows.stride,
+        };
+        for block in admission.new_blocks() {
+            let (lanes, first) = admission.lanes(block);
+            let start = layout.value_block(0).start;
+            let range = layout.value_block(pages[block] as usize);
+            let stored = elements_mut::<E>(&mut self.value_blocks[range.start - start..range.end - start])?;
+            stored[..lanes.start * head_dim].fill(E::store(0.0));
+            for (token, to) in (first..).zip(stored[lanes.start * head_dim..].chunks_exact_mut(head_dim)).take(lanes.len())
+            {
+                for (channel, to) in to.iter_mut().enumerate() {
+                    *to = whole.get(token, channel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn append_keys<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let (held, gone) = (admission.before.recent as usize, admission.thinned);
+        let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
+        let ring = elements_mut::<E>(self.ring_keys)?;
+        for (channel, lanes) in ring.chunks_exact_mut(layout.ring_stride()).take(layout.head_dim as usize).enumerate() {
+            lanes.copy_within(held - stay..held, 0);
+            for (token, lane) in (skip..admission.new).zip(&mut lanes[stay..]) {
+                *lane = E::store(rows.keys[token * rows.stride + channel]);
+            }
+        }
+        Ok(())
+    }
+
+    fn append_values<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let head_dim = layout.head_dim as usize;
+        let (held, gone) = (admission.before.recent as usize, admission.thinned);
+        let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
+        let ring = elements_mut::<E>(self.ring_values)?;
+        ring.copy_within((held - stay) * head_dim..held * head_dim, 0);
+        for (token, to) in (skip..admission.new).zip(ring[stay * head_dim..].chunks_exact_mut(head_dim)) {
+            for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
+                *to = E::store(x);
+            }
+        }
+        Ok(())
+    }
+}

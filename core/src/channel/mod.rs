@@ -1,0 +1,5 @@
+//! Which key channels to keep: score them, take the T best, remember them as a mask.
+
+pub mod mask;
+pub mod score;
+pub mod select;

@@ -1,0 +1,205 @@
+//! Where every byte of one head's cache lies.
+
+use crate::{
+    BLOCK, Error, HeadShape, MAX_HEAD_DIM,
+    storage::{StorageKind, align},
+};
+use core::ops::Range;
+use serde::{Deserialize, Serialize};
+
+/// The bytes of one KV head of one layer, for all sequences that share the pool:
+///
+/// ```text
+/// pages × key block   [T][32]        the thin prefix, channel-major
+/// pages × value block [32][D]        token-major
+/// slots × ring        keys [D][ring] channel-major, values [ring][D], query energy [D] f32
+/// ```
+///
+/// A *page* is the room for one block; a *slot* belongs to one sequence. Every part starts at a multiple of
+/// [`ALIGN`](crate::storage::ALIGN) bytes from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct HeadLayout {
+    /// Channels of a head, D.
+    pub head_dim: u16,
+    /// Channels kept in the prefix, T.
+    pub kept: u16,
+    /// Newest tokens always stored whole, R.
+    pub recent: u16,
+    /// Sequences.
+    pub slots: u16,
+    /// Blocks that fit, over all sequences.
+    pub pages: u32,
+    /// How keys are stored.
+    pub keys: StorageKind,
+    /// How values are stored.
+    pub values: StorageKind,
+}
+
+impl HeadLayout {
+    /// The layout for a shape fixed at compile time.
+    #[must_use]
+    pub const fn of<S: HeadShape>(recent: u16, pages: u32, keys: StorageKind, values: StorageKind) -> Self {
+        Self { head_dim: S::HEAD_DIM as u16, kept: S::KEPT as u16, recent, slots: 1, pages, keys, values }
+    }
+
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// [`Error::HeadDim`], [`Error::Kept`], or [`Error::Capacity`] where the bytes cannot be counted in a `usize`.
+    pub const fn check(&self) -> Result<(), Error> {
+        let (head_dim, kept) = (self.head_dim as usize, self.kept as usize);
+        if head_dim == 0 || head_dim > MAX_HEAD_DIM {
+            return Err(Error::HeadDim { head_dim });
+        }
+        if kept == 0 || kept > head_dim {
+            return Err(Error::Kept { kept, head_dim });
+        }
+        let page = (self.key_block_bytes() + self.value_block_bytes()) as u128;
+        let total = page * self.pages as u128 + self.slot_bytes() as u128 * self.slots as u128;
+        if total > isize::MAX as u128 {
+            return Err(Error::Capacity { what: "address space", needed: usize::MAX, capacity: isize::MAX as usize });
+        }
+        Ok(())
+    }
+
+    /// Tokens that the ring holds, R + 32.
+    #[must_use]
+    pub const fn ring_capacity(&self) -> usize {
+        self.recent as usize + BLOCK
+    }
+
+    /// Lanes of a channel of the ring: its capacity in whole blocks.
+    #[must_use]
+    pub const fn ring_stride(&self) -> usize {
+        self.ring_capacity().next_multiple_of(BLOCK)
+    }
+
+    /// Bytes of a thin key block.
+    #[must_use]
+    pub const fn key_block_bytes(&self) -> usize {
+        self.keys.block_bytes(self.kept as usize)
+    }
+
+    /// Bytes of a value block.
+    #[must_use]
+    pub const fn value_block_bytes(&self) -> usize {
+        self.values.block_bytes(self.head_dim as usize)
+    }
+
+    /// Bytes of the ring's keys of one slot.
+    #[must_use]
+    pub const fn ring_key_bytes(&self) -> usize {
+        align(self.head_dim as usize * self.ring_stride() * self.keys.ring().element_bytes())
+    }
+
+    /// Bytes of the ring's values of one slot.
+    #[must_use]
+    pub const fn ring_value_bytes(&self) -> usize {
+        align(self.ring_capacity() * self.head_dim as usize * self.values.ring().element_bytes())
+    }
+
+    /// Bytes of the query energies of one slot.
+    #[must_use]
+    pub const fn energy_bytes(&self) -> usize {
+        align(self.head_dim as usize * size_of::<f32>())
+    }
+
+    const fn slot_bytes(&self) -> usize {
+        self.ring_key_bytes() + self.ring_value_bytes() + self.energy_bytes()
+    }
+
+    /// All bytes of the head.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.slot_start(self.slots as usize)
+    }
+
+    /// Where the key block of `page` lies.
+    #[must_use]
+    pub const fn key_block(&self, page: usize) -> Range<usize> {
+        let len = self.key_block_bytes();
+        page * len..(page + 1) * len
+    }
+
+    /// Where the value block of `page` lies.
+    #[must_use]
+    pub const fn value_block(&self, page: usize) -> Range<usize> {
+        let len = self.value_block_bytes();
+        let start = self.key_block(self.pages as usize).start;
+        start + page * len..start + (page + 1) * len
+    }
+
+    const fn slot_start(&self, slot: usize) -> usize {
+        self.value_block(self.pages as usize).start + slot * self.slot_bytes()
+    }
+
+    /// Where the ring's keys of `slot` lie.
+    #[must_use]
+    pub const fn ring_keys(&self, slot: usize) -> Range<usize> {
+        let start = self.slot_start(slot);
+        start..start + self.ring_key_bytes()
+    }
+
+    /// Where the ring's values of `slot` lie.
+    #[must_use]
+    pub const fn ring_values(&self, slot: usize) -> Range<usize> {
+        let start = self.ring_keys(slot).end;
+        start..start + self.ring_value_bytes()
+    }
+
+    /// Where the query energies of `slot` lie.
+    #[must_use]
+    pub const fn energy(&self, slot: usize) -> Range<usize> {
+        let start = self.ring_values(slot).end;
+        start..start + self.energy_bytes()
+    }
+
+    /// Blocks that one sequence of `tokens` tokens can take, however they came: all but the newest R, in whole blocks.
+    #[must_use]
+    pub const fn blocks_for(tokens: usize, recent: usize) -> usize {
+        tokens.saturating_sub(recent).div_ceil(BLOCK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Head;
+    use std::vec::Vec;
+
+    const LAYOUT: HeadLayout = HeadLayout::of::<Head<64, 500>>(32, 10, StorageKind::F16, StorageKind::F32);
+
+    #[test]
+    fn bytes_of_a_known_shape() {
+        // 10 × 32·32·2 keys, 10 × 32·64·4 values, ring 64·64·2 + 64·64·4, energy 64·4.
+        const BYTES: usize = LAYOUT.bytes();
+        assert_eq!(BYTES, 20480 + 81920 + 8192 + 16384 + 256);
+    }
+
+    #[test]
+    fn parts_tile_the_region() {
+        let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, ..LAYOUT };
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        parts.extend((0..10).map(|page| layout.key_block(page)));
+        parts.extend((0..10).map(|page| layout.value_block(page)));
+        for slot in 0..3 {
+            parts.extend([layout.ring_keys(slot), layout.ring_values(slot), layout.energy(slot)]);
+        }
+        let mut end = 0;
+        for part in parts {
+            assert_eq!(part.start, end);
+            assert_eq!(part.start % crate::storage::ALIGN, 0);
+            end = part.end;
+        }
+        assert_eq!(end, layout.bytes());
+    }
+
+    #[test]
+    fn absurd_layouts_are_refused() {
+        assert!(HeadLayout { kept: 65, ..LAYOUT }.check().is_err());
+        assert!(HeadLayout { kept: 0, ..LAYOUT }.check().is_err());
+        assert!(HeadLayout { head_dim: 257, ..LAYOUT }.check().is_err());
+        assert!(HeadLayout { slots: u16::MAX, pages: u32::MAX, ..LAYOUT }.check().is_ok());
+    }
+}

@@ -1,0 +1,53 @@
+//! The thin key cache of thinkey, as a device stores and computes it: `no_std`, no allocator.
+//!
+//! ThinK ([arXiv 2407.21018](https://arxiv.org/abs/2407.21018)) scores every channel of the key cache by how
+//! strongly the recent queries use it and drops the weak ones. This crate holds all that a device needs for it:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`shape`] | λ in per mille, channels kept, head shapes fixed at compile time |
+//! | [`channel`] | score, fixed-capacity top-T, masks |
+//! | [`storage`] | element kinds and the bytes of a 32-token block |
+//! | [`layout`] | where every byte of one head's cache lies |
+//! | [`span`] | how many tokens are thin and how many whole, and what an admission of new tokens moves |
+//! | [`cache`] | views over one head's bytes: admit, flush, read |
+//! | [`attend`](mod@attend) | two-region decode attention with one softmax |
+//! | [`plan`] | byte-exact size of a whole model's cache |
+//! | [`fixed`] | a head's cache on a fixed-size arena |
+//! | [`wire`] | masks, layouts and headers as checked postcard frames |
+//!
+//! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
+//! heads per KV head), `recent` R (newest tokens kept whole), `prefix` (the tokens stored thin), `block`
+//! (32 tokens).
+//!
+//! The loops here are the contract: every faster backend is tested against them.
+#![no_std]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod log;
+
+pub mod attend;
+pub mod cache;
+pub mod channel;
+pub mod error;
+pub mod fixed;
+pub mod layout;
+pub mod plan;
+pub mod shape;
+pub mod span;
+pub mod storage;
+pub mod wire;
+
+pub use attend::{Loops, Partial, Plain};
+pub use cache::{HeadMut, HeadRef, Rows};
+pub use channel::mask::ChannelMask;
+pub use error::Error;
+pub use layout::HeadLayout;
+pub use plan::{CacheBytes, CachePlan};
+pub use shape::{BLOCK, Head, HeadShape, Lambda, MAX_GROUP, MAX_HEAD_DIM};
+pub use span::{Admission, Span};
+pub use storage::StorageKind;

@@ -1,0 +1,211 @@
+//! Byte-exact size of a whole model's cache, known before anything is allocated.
+
+use crate::{ChannelMask, Error, HeadLayout, StorageKind};
+
+/// The shape of a model's thin cache: every layer has the same KV heads; each head keeps its own number of channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct CachePlan {
+    /// Layers.
+    pub layers: usize,
+    /// KV heads per layer.
+    pub kv_heads: usize,
+    /// Channels per head, D.
+    pub head_dim: usize,
+    /// Newest tokens stored whole, R.
+    pub recent: usize,
+    /// Sequences.
+    pub slots: usize,
+    /// Most tokens that a sequence holds.
+    pub tokens: usize,
+    /// Most tokens that a sequence looks back on, for models with a sliding window.
+    pub window: Option<usize>,
+    /// How keys are stored.
+    pub keys: StorageKind,
+    /// How values are stored.
+    pub values: StorageKind,
+}
+
+/// Bytes of a cache by part. They are what is allocated, alignment included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct CacheBytes {
+    /// Thin keys of the prefix.
+    pub prefix_keys: usize,
+    /// Values of the prefix.
+    pub prefix_values: usize,
+    /// Whole recent tokens, keys and values.
+    pub recent: usize,
+    /// Query energies.
+    pub energies: usize,
+    /// Channel masks.
+    pub masks: usize,
+    /// Page tables and spans.
+    pub tables: usize,
+}
+
+impl CacheBytes {
+    /// All parts together.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.arena() + self.masks + self.tables
+    }
+
+    /// The parts that lie in the arena: all but masks and tables.
+    #[must_use]
+    pub const fn arena(&self) -> usize {
+        self.prefix_keys + self.prefix_values + self.recent + self.energies
+    }
+}
+
+impl CachePlan {
+    /// Blocks that one sequence can take.
+    #[must_use]
+    pub const fn blocks_per_slot(&self) -> usize {
+        let reach = match self.window {
+            Some(window) if window < self.tokens => window,
+            _ => self.tokens,
+        };
+        HeadLayout::blocks_for(reach, self.recent)
+    }
+
+    /// The layout of a head that keeps `kept` channels.
+    ///
+    /// # Errors
+    /// [`Error::HeadDim`], [`Error::Kept`], or [`Error::Capacity`] where a number does not fit the layout.
+    pub const fn head(&self, kept: usize) -> Result<HeadLayout, Error> {
+        let Some(pages) = self.blocks_per_slot().checked_mul(self.slots) else {
+            return Err(Error::Capacity { what: "pages", needed: usize::MAX, capacity: u32::MAX as usize });
+        };
+        if pages > u32::MAX as usize {
+            return Err(Error::Capacity { what: "pages", needed: pages, capacity: u32::MAX as usize });
+        }
+        if self.recent > 4096 || self.slots > u16::MAX as usize {
+            let what = if self.recent > 4096 { "recent tokens" } else { "slots" };
+            let (needed, capacity) =
+                if self.recent > 4096 { (self.recent, 4096) } else { (self.slots, u16::MAX as usize) };
+            return Err(Error::Capacity { what, needed, capacity });
+        }
+        if self.head_dim > crate::MAX_HEAD_DIM {
+            return Err(Error::HeadDim { head_dim: self.head_dim });
+        }
+        if kept > self.head_dim {
+            return Err(Error::Kept { kept, head_dim: self.head_dim });
+        }
+        let layout = HeadLayout {
+            head_dim: self.head_dim as u16,
+            kept: kept as u16,
+            recent: self.recent as u16,
+            slots: self.slots as u16,
+            pages: pages as u32,
+            keys: self.keys,
+            values: self.values,
+        };
+        match layout.check() {
+            Ok(()) => Ok(layout),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes by part where head h of layer l keeps `kept(l, h)` channels.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head); [`Error::Capacity`] where the sum cannot be counted in a `usize`.
+    pub fn bytes(&self, kept: impl Fn(usize, usize) -> usize) -> Result<CacheBytes, Error> {
+        const OVERFLOW: Error = Error::Capacity { what: "address space", needed: usize::MAX, capacity: usize::MAX >> 1 };
+        let heads = self.layers.checked_mul(self.kv_heads).ok_or(OVERFLOW)?;
+        let mut bytes = CacheBytes {
+            masks: heads
+                .checked_mul(self.slots)
+                .and_then(|masks| masks.checked_mul(size_of::<Option<ChannelMask>>()))
+                .ok_or(OVERFLOW)?,
+            tables: self.table_bytes(),
+            ..CacheBytes::default()
+        };
+        for layer in 0..self.layers {
+            for head in 0..self.kv_heads {
+                let layout = self.head(kept(layer, head))?;
+                let (pages, slots) = (layout.pages as usize, self.slots);
+                bytes.prefix_keys += pages * layout.key_block_bytes();
+                bytes.prefix_values += pages * layout.value_block_bytes();
+                bytes.recent += slots * (layout.ring_key_bytes() + layout.ring_value_bytes());
+                bytes.energies += slots * layout.energy_bytes();
+                if bytes.total() > usize::MAX >> 1 {
+                    return Err(OVERFLOW);
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes of the page tables: for every sequence one before and one after the step, and the list of free pages.
+    #[must_use]
+    pub const fn table_bytes(&self) -> usize {
+        3 * self.slots * self.blocks_per_slot() * size_of::<u32>()
+    }
+
+    /// Bytes of the cache that holds the same tokens whole, in the same storage: no block, no ring, no mask.
+    #[must_use]
+    pub const fn whole_bytes(&self) -> usize {
+        let per_channel = self.keys.element_bytes() + self.values.element_bytes();
+        self.layers * self.kv_heads * self.head_dim * self.tokens * self.slots * per_channel
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Lambda;
+
+    /// SmolLM2-135M at 4,096 tokens in f16.
+    const SMOL: CachePlan = CachePlan {
+        layers: 30,
+        kv_heads: 3,
+        head_dim: 64,
+        recent: 32,
+        slots: 1,
+        tokens: 4096,
+        window: None,
+        keys: StorageKind::F16,
+        values: StorageKind::F16,
+    };
+
+    #[test]
+    fn a_known_model_byte_by_byte() {
+        let kept = Lambda::from_per_mille(500).unwrap().kept(64);
+        let bytes = SMOL.bytes(|_, _| kept).unwrap();
+        let heads = 90;
+        assert_eq!(bytes.prefix_keys, heads * 127 * 32 * 32 * 2);
+        assert_eq!(bytes.prefix_values, heads * 127 * 32 * 64 * 2);
+        assert_eq!(bytes.recent, heads * 2 * 64 * 64 * 2);
+        assert_eq!(bytes.energies, heads * 256);
+        assert_eq!(bytes.masks, heads * 40);
+        assert_eq!(bytes.tables, 3 * 127 * 4);
+        assert_eq!(SMOL.whole_bytes(), heads * 4096 * 256);
+        let share = bytes.total() as f64 / SMOL.whole_bytes() as f64;
+        assert!(share < 0.78, "{share}");
+    }
+
+    #[test]
+    fn the_arena_is_the_sum_of_the_heads() {
+        let plan = CachePlan { slots: 3, ..SMOL };
+        let kept = |layer: usize, head: usize| 8 + layer + head;
+        let sum: usize =
+            (0..30).flat_map(|l| (0..3).map(move |h| (l, h))).map(|(l, h)| plan.head(kept(l, h)).unwrap().bytes()).sum();
+        assert_eq!(plan.bytes(kept).unwrap().arena(), sum);
+    }
+
+    #[test]
+    fn a_sliding_window_bounds_the_pages() {
+        let plan = CachePlan { window: Some(1000), ..SMOL };
+        assert_eq!(plan.blocks_per_slot(), 31);
+        assert_eq!(CachePlan { window: Some(10_000), ..SMOL }.blocks_per_slot(), 127);
+    }
+
+    #[test]
+    fn absurd_plans_are_errors() {
+        assert!(CachePlan { slots: usize::MAX, ..SMOL }.bytes(|_, _| 32).is_err());
+        assert!(CachePlan { layers: usize::MAX, ..SMOL }.bytes(|_, _| 32).is_err());
+        assert!(SMOL.bytes(|_, _| 65).is_err());
+    }
+}

@@ -1,0 +1,198 @@
+//! Element kinds and the bytes of a block.
+//!
+//! A block is 32 tokens × the channels they keep. Keys lie channel-major, `[T][32]`, so that the scores of 32 tokens
+//! accumulate lane by lane with no horizontal sum; values lie token-major, `[32][D]`.
+
+use crate::{BLOCK, Error};
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+/// Alignment of every part of the cache in bytes: a cache line, an AVX-512 register.
+pub const ALIGN: usize = 64;
+
+/// `bytes` rounded up to [`ALIGN`].
+#[must_use]
+pub const fn align(bytes: usize) -> usize {
+    bytes.next_multiple_of(ALIGN)
+}
+
+/// How keys or values are stored.
+///
+/// The numbers are part of the wire format. Quantised kinds (asymmetric groups of 32) will follow; the ring of
+/// recent tokens then stays in f16, see [`ring`](Self::ring).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum StorageKind {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16; values beyond its range are stored as its largest finite number.
+    F16,
+}
+
+impl StorageKind {
+    /// Bytes of one stored number.
+    #[must_use]
+    pub const fn element_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// The kind in which tokens of the recent ring are stored: never quantised.
+    #[must_use]
+    pub const fn ring(self) -> Self {
+        self
+    }
+
+    /// Bytes of a block of 32 tokens × `channels`, rounded up to [`ALIGN`].
+    #[must_use]
+    pub const fn block_bytes(self, channels: usize) -> usize {
+        align(BLOCK * channels * self.element_bytes())
+    }
+
+    /// The name the command line uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// A number as the cache stores it.
+pub trait Element: bytemuck::Pod {
+    /// Its kind.
+    const KIND: StorageKind;
+
+    /// The number as f32.
+    fn load(self) -> f32;
+
+    /// The nearest stored number.
+    fn store(x: f32) -> Self;
+}
+
+impl Element for f32 {
+    const KIND: StorageKind = StorageKind::F32;
+
+    #[inline(always)]
+    fn load(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn store(x: f32) -> Self {
+        x
+    }
+}
+
+impl Element for f16 {
+    const KIND: StorageKind = StorageKind::F16;
+
+    #[inline(always)]
+    fn load(self) -> f32 {
+        // Branch-free, so that loops over it vectorise: shift exponent and mantissa into place and let one
+        // multiplication by 2^112 fix the bias, subnormals included. Stored numbers are finite (see `store`).
+        let bits = u32::from(self.to_bits());
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+        f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn store(x: f32) -> Self {
+        // Round to nearest even without a branch on the common path; an infinity would turn an attention score into NaN
+        // later, hence the clamp. NaN stays NaN (as the largest number's neighbour it would be hidden).
+        const LARGEST: f32 = 65504.0;
+        if x.is_nan() {
+            return f16::NAN;
+        }
+        let sign = (x.to_bits() >> 16) & 0x8000;
+        let x = x.abs().min(LARGEST);
+        let bits = if x < 6.103_515_6e-5 {
+            // Subnormal in f16: adding 0.5 leaves a multiple of 2^-24 in the low mantissa, rounded by the hardware.
+            (x + 0.5).to_bits() - 0.5f32.to_bits()
+        } else {
+            let bits = x.to_bits();
+            (bits + 0xfff + (bits >> 13 & 1) - (112 << 23)) >> 13
+        };
+        f16::from_bits((bits.min(0x7bff) | sign) as u16)
+    }
+}
+
+/// `bytes` as numbers of kind `E`.
+///
+/// # Errors
+/// [`Error::Length`] where the length is no whole number of them or the address is not aligned for `E`.
+pub fn elements<E: Element>(bytes: &[u8]) -> Result<&[E], Error> {
+    bytemuck::try_cast_slice(bytes).map_err(|_| misfit::<E>(bytes.len()))
+}
+
+/// `bytes` as writable numbers of kind `E`.
+///
+/// # Errors
+/// As [`elements`].
+pub fn elements_mut<E: Element>(bytes: &mut [u8]) -> Result<&mut [E], Error> {
+    let len = bytes.len();
+    bytemuck::try_cast_slice_mut(bytes).map_err(|_| misfit::<E>(len))
+}
+
+fn misfit<E: Element>(len: usize) -> Error {
+    Error::Length { what: "aligned cache bytes", expected: len.next_multiple_of(size_of::<E>()), actual: len }
+}
+
+/// Runs `$body` with the type `$E` standing for the element of `$kind`.
+macro_rules! with_element {
+    ($kind:expr, $E:ident => $body:expr) => {
+        match $kind {
+            $crate::storage::StorageKind::F32 => {
+                type $E = f32;
+                $body
+            }
+            $crate::storage::StorageKind::F16 => {
+                type $E = ::half::f16;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn f16_loads_as_the_half_crate_does() {
+        for bits in 0..=u16::MAX {
+            let x = f16::from_bits(bits);
+            if x.is_finite() {
+                assert_eq!(x.load().to_bits(), x.to_f32().to_bits(), "{bits:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn f16_keeps_what_it_stored() {
+        for bits in 0..=u16::MAX {
+            let x = f16::from_bits(bits);
+            if x.is_finite() {
+                assert_eq!(<f16 as Element>::store(x.to_f32()).to_bits(), bits);
+            }
+        }
+        assert_eq!(<f16 as Element>::store(f32::INFINITY), f16::MAX);
+        assert_eq!(<f16 as Element>::store(-1e30), f16::MIN);
+        assert!(<f16 as Element>::store(f32::NAN).is_nan());
+    }
+
+    proptest! {
+        #[test]
+        fn f16_rounds_as_the_half_crate_does(x in prop_oneof![any::<f32>(), -1e-4f32..1e-4, -70000.0f32..70000.0]) {
+            prop_assume!(!x.is_nan());
+            let expected = f16::from_f32(x.clamp(-65504.0, 65504.0));
+            prop_assert_eq!(<f16 as Element>::store(x).to_bits(), expected.to_bits());
+        }
+    }
+}
