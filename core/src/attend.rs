@@ -165,7 +165,7 @@ impl<'a> Partial<'a> {
     /// # Errors
     /// [`Error::Capacity`] with the floats needed, [`Error::Group`].
     pub fn new(memory: &'a mut [f32], group: usize, head_dim: usize) -> Result<Self, Error> {
-        let mut partial = Self::resume(memory, group, head_dim)?;
+        let partial = Self::resume(memory, group, head_dim)?;
         partial.max.fill(f32::NEG_INFINITY);
         partial.sum.fill(0.0);
         partial.mixed.fill(0.0);

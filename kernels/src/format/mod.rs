@@ -2,7 +2,22 @@
 //!
 //! Weights stay in the format of their file. A matrix is row-major, one row an output feature; a row is a
 //! whole number of blocks. The block layouts are those of GGUF (ggml), little-endian.
+//!
+//! One file a format, each with one function: `Decode::decode` turns a row into vectors of sixteen weights. Compiled
+//! for [`Portable`] it computes exactly what ggml's `dequantize_row_*` does; compiled for wider levels it is the inner
+//! loop of the matrix products in [`cpu`](crate::cpu).
 
+pub mod float;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+use crate::cpu::simd::{LANES, Portable, Simd};
 use bytes::Bytes;
 
 /// Storage format of a weight matrix.
@@ -86,6 +101,48 @@ impl WeightFormat {
         (cols / self.block_len()).checked_mul(self.block_bytes())
     }
 
+    /// Weights of a row of `bytes` into `out`, bit for bit as ggml computes them.
+    ///
+    /// # Panics
+    /// Where `bytes` is not a row of `out.len()` weights.
+    pub fn dequantise_row(self, bytes: &[u8], out: &mut [f32]) {
+        struct Row<'a>(&'a [u8], &'a mut [f32]);
+        impl Visitor for Row<'_> {
+            type Output = ();
+
+            #[inline(always)]
+            fn visit<D: Decode>(self) {
+                let Self(bytes, out) = self;
+                D::decode(Portable, bytes, |i, weights| {
+                    let out = &mut out[PAIR * i..];
+                    let len = out.len().min(PAIR);
+                    out[..len].copy_from_slice(&weights.as_flattened()[..len]);
+                });
+            }
+        }
+        let expected = self.row_bytes(out.len());
+        assert_eq!(Some(bytes.len()), expected, "bytes of a row of {} {} weights", out.len(), self.name());
+        self.visit(Row(bytes, out));
+    }
+
+    /// Calls `visitor` with the decoder of the format.
+    #[inline(always)]
+    pub(crate) fn visit<V: Visitor>(self, visitor: V) -> V::Output {
+        match self {
+            Self::F32 => visitor.visit::<float::F32>(),
+            Self::F16 => visitor.visit::<float::F16>(),
+            Self::Bf16 => visitor.visit::<float::Bf16>(),
+            Self::Q8_0 => visitor.visit::<q8_0::Q8_0>(),
+            Self::Q4_0 => visitor.visit::<q4_0::Q4_0>(),
+            Self::Q4_1 => visitor.visit::<q4_1::Q4_1>(),
+            Self::Q5_0 => visitor.visit::<q5_0::Q5_0>(),
+            Self::Q5_1 => visitor.visit::<q5_1::Q5_1>(),
+            Self::Q4K => visitor.visit::<q4_k::Q4K>(),
+            Self::Q5K => visitor.visit::<q5_k::Q5K>(),
+            Self::Q6K => visitor.visit::<q6_k::Q6K>(),
+        }
+    }
+
     /// The name people know the format by, as GGUF spells it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -103,6 +160,39 @@ impl WeightFormat {
             Self::Q6K => "Q6_K",
         }
     }
+}
+
+/// Weights of the pair of vectors that decoders hand over at a time.
+pub(crate) const PAIR: usize = 2 * LANES;
+
+/// Turns rows of one format into vectors.
+pub(crate) trait Decode {
+    /// Calls `sink(i, v)` with the weights 32i..32i + 32 of `row`, i ascending from 0. Where the columns are no
+    /// multiple of 32 (float formats only), the last pair of vectors ends in zeros.
+    fn decode<S: Simd>(simd: S, row: &[u8], sink: impl FnMut(usize, [S::F32; 2]));
+}
+
+/// Code that is generic over the format of a matrix, see [`WeightFormat::visit`].
+pub(crate) trait Visitor {
+    /// What it computes.
+    type Output;
+
+    /// The computation for one format; `#[inline(always)]`, so that it is compiled for the caller's instruction set.
+    fn visit<D: Decode>(self) -> Self::Output;
+}
+
+/// The blocks of a row with their indices.
+#[inline(always)]
+fn blocks<const BYTES: usize>(row: &[u8]) -> impl Iterator<Item = (usize, &[u8; BYTES])> {
+    row.as_chunks().0.iter().enumerate()
+}
+
+/// `N` bytes of a block from `at`; inlined with a constant `at`, the bounds check is gone.
+#[inline(always)]
+fn part<const N: usize, const BYTES: usize>(block: &[u8; BYTES], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&block[at..at + N]);
+    part
 }
 
 /// A weight matrix in the format of its file: `rows` output features of `cols` inputs each.
@@ -190,5 +280,107 @@ impl Matrix {
     pub fn row(&self, row: usize) -> &[u8] {
         let len = self.bytes.len() / self.rows;
         &self.bytes[row * len..(row + 1) * len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Kernel, Level};
+
+    /// Weights of each format in the golden file.
+    const GOLDEN: usize = 512;
+
+    /// For every format its name, random blocks and the values that the `gguf` package computes; `golden.py` wrote it.
+    fn golden() -> impl Iterator<Item = (WeightFormat, &'static [u8], Vec<f32>)> {
+        let mut file: &[u8] = include_bytes!("golden.bin");
+        WeightFormat::ALL.into_iter().map(move |format| {
+            let (bytes, rest) = file.split_at(format.row_bytes(GOLDEN).unwrap());
+            let (values, rest) = rest.split_at(4 * GOLDEN);
+            file = rest;
+            (format, bytes, values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        })
+    }
+
+    #[test]
+    fn dequantised_rows_equal_those_of_the_gguf_package_bit_for_bit() {
+        for (format, bytes, expected) in golden() {
+            let mut actual = vec![f32::NAN; GOLDEN];
+            format.dequantise_row(bytes, &mut actual);
+            for (i, (a, e)) in actual.iter().zip(&expected).enumerate() {
+                assert_eq!(a.to_bits(), e.to_bits(), "{} weight {i}: {a} for {e}", format.name());
+            }
+        }
+        assert_eq!(golden().count(), WeightFormat::ALL.len());
+    }
+
+    struct Decoded<'a>(&'a [u8]);
+    struct At<'a, S>(S, &'a [u8]);
+
+    impl<S: Simd> Visitor for At<'_, S> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn visit<D: Decode>(self) -> Self::Output {
+            let mut out = vec![f32::NAN; GOLDEN];
+            D::decode(self.0, self.1, |i, pair| {
+                for (half, weights) in pair.into_iter().enumerate() {
+                    self.0.store(weights, &mut out.as_chunks_mut().0[2 * i + half]);
+                }
+            });
+            out
+        }
+    }
+
+    struct InFormat<'a>(WeightFormat, Decoded<'a>);
+
+    impl Kernel for InFormat<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            self.0.visit(At(simd, self.1.0))
+        }
+    }
+
+    #[test]
+    fn every_level_decodes_to_within_one_rounding() {
+        for (format, bytes, expected) in golden() {
+            for level in Level::available() {
+                let actual = level.dispatch(InFormat(format, Decoded(bytes)));
+                // A fused product and sum rounds once: the other's rounding is relative to the larger operand.
+                let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                for (a, e) in actual.iter().zip(&expected) {
+                    assert!((a - e).abs() <= 1e-6 * scale, "{} {}: {a} for {e}", level.name(), format.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn float_rows_may_have_any_length() {
+        for len in 0..40 {
+            let bytes: Vec<u8> = (0..len).flat_map(|i| (i as f32 - 7.5).to_le_bytes()).collect();
+            let mut out = vec![0.0; len];
+            WeightFormat::F32.dequantise_row(&bytes, &mut out);
+            assert!(out.iter().enumerate().all(|(i, v)| *v == i as f32 - 7.5));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes of a row of 64 Q4_1 weights")]
+    fn a_short_row_is_refused() {
+        WeightFormat::Q4_1.dequantise_row(&[0; 39], &mut [0.0; 64]);
+    }
+
+    #[test]
+    fn matrices_check_their_shape() {
+        let bytes = |n| Bytes::from(vec![0; n]);
+        let matrix = Matrix::new(WeightFormat::Q8_0, 3, 64, bytes(204)).unwrap();
+        assert_eq!(matrix.row(2).len(), 68);
+        let error = Matrix::new(WeightFormat::Q8_0, 3, 65, bytes(204)).unwrap_err();
+        assert_eq!(error, MatrixError::Columns { format: WeightFormat::Q8_0, cols: 65 });
+        let error = Matrix::new(WeightFormat::Q8_0, usize::MAX, 64, bytes(204)).unwrap_err();
+        assert_eq!(error.to_string(), format!("a {0}×64 Q8_0 matrix takes {0} bytes, not 204", usize::MAX));
     }
 }

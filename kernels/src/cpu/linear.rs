@@ -1,0 +1,247 @@
+//! Linear layers over quantised weights: out = x·Wᵀ + bias.
+//!
+//! Weights are read in the format of their file and dequantised in registers or in a panel that stays in the L2
+//! cache; activations are `f32` throughout. A few rows of x (decoding) go through [`dot`], which streams the weights
+//! once and is bound by memory or by unpacking; more of them (prefill) through [`panel`], which dequantises 32 rows of
+//! weights at a time and multiplies them with every row of x.
+
+mod dot;
+mod panel;
+
+use super::aligned::AlignedVec;
+use super::pool::Pool;
+use super::simd::Level;
+use crate::format::{Matrix, PAIR};
+use std::sync::Mutex;
+
+/// Rows of x up to which each row of weights is dequantised for a dot product, and not for a panel.
+const DOT_ROWS: usize = 6;
+
+/// One or more weight matrices of as many columns, stacked along their rows: layers that read the same input (query,
+/// key and value; gate and up) run as one. The parts may differ in format.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    parts: Vec<Matrix>,
+    rows: usize,
+    cols: usize,
+    bias: Option<Vec<f32>>,
+}
+
+/// Why matrices cannot be a [`Linear`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinearError {
+    /// No matrix, or none with a row and a column.
+    #[error("a linear layer needs a matrix with at least one row and one column")]
+    Empty,
+    /// The matrices do not take the same input.
+    #[error("a matrix of {actual} columns cannot be stacked on one of {expected}")]
+    Columns {
+        /// Columns of the first matrix.
+        expected: usize,
+        /// Columns of the one that differs.
+        actual: usize,
+    },
+    /// The bias does not fit the rows.
+    #[error("a bias of {actual} values does not fit {expected} rows")]
+    Bias {
+        /// Rows of all matrices.
+        expected: usize,
+        /// Length of the bias.
+        actual: usize,
+    },
+}
+
+/// What [`Linear::forward`] does with its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Overwrites the output.
+    Store,
+    /// Adds to the output: a residual connection.
+    Add,
+}
+
+/// Buffers of [`Linear::forward`], one set for any number of layers. They grow to what the largest layer needs and
+/// are never allocated again.
+#[derive(Debug, Default)]
+pub struct LinearScratch {
+    /// x with its rows padded, where their length is no whole number of vectors.
+    x: AlignedVec,
+    /// One a thread of the pool. The locks are never contended: they are what makes the access safe.
+    panels: Vec<Mutex<panel::Scratch>>,
+}
+
+/// A contiguous run of rows of one part: the unit of work.
+struct Chunk<'a> {
+    matrix: &'a Matrix,
+    /// First row in the matrix.
+    first: usize,
+    count: usize,
+    /// First row in the layer: the column of the output.
+    column: usize,
+    bias: Option<&'a [f32]>,
+}
+
+/// The output, [m, `stride`] floats: shared by tasks that own disjoint columns.
+#[derive(Clone, Copy)]
+struct Output {
+    data: *mut f32,
+    stride: usize,
+    m: usize,
+    mode: Mode,
+}
+
+// SAFETY: the tasks of a run write disjoint columns, and nobody else touches the output meanwhile: `forward` has it
+// borrowed mutably.
+unsafe impl Send for Output {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Output {}
+
+impl Linear {
+    /// A layer of `parts` stacked in their order, with a bias of as many values as they have rows together.
+    ///
+    /// # Errors
+    /// [`LinearError`] where the parts do not fit together, the bias does not fit them, or there is nothing.
+    pub fn new(parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Self, LinearError> {
+        let cols = parts.first().map_or(0, Matrix::cols);
+        let rows = parts.iter().map(Matrix::rows).sum();
+        if let Some(other) = parts.iter().find(|part| part.cols() != cols) {
+            return Err(LinearError::Columns { expected: cols, actual: other.cols() });
+        }
+        if rows == 0 || cols == 0 {
+            return Err(LinearError::Empty);
+        }
+        match &bias {
+            Some(bias) if bias.len() != rows => Err(LinearError::Bias { expected: rows, actual: bias.len() }),
+            _ => Ok(Self { parts, rows, cols, bias }),
+        }
+    }
+
+    /// Output features.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The stacked matrices.
+    #[must_use]
+    pub fn parts(&self) -> &[Matrix] {
+        &self.parts
+    }
+
+    /// Bytes of weights that a pass reads.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.bytes().len()).sum()
+    }
+
+    /// out = x·Wᵀ + bias for the m = `x.len() / cols` rows of x [m, cols]; out is [m, rows].
+    ///
+    /// The result of a row of x does not depend on the others beyond rounding, nor on the number of threads.
+    ///
+    /// # Panics
+    /// Where `x` is no whole number of rows or `out` has another length than [m, rows].
+    pub fn forward(
+        &self,
+        pool: &Pool,
+        level: Level,
+        x: &[f32],
+        out: &mut [f32],
+        mode: Mode,
+        scratch: &mut LinearScratch,
+    ) {
+        let m = x.len() / self.cols;
+        assert_eq!(x.len(), m * self.cols, "x is no whole number of rows of {}", self.cols);
+        assert_eq!(out.len(), m * self.rows, "the output of {m} rows of x is not [{m}, {}]", self.rows);
+        let output = Output { data: out.as_mut_ptr(), stride: self.rows, m, mode };
+        match m {
+            0 => {}
+            1..=DOT_ROWS => {
+                let x = self.padded(x, &mut scratch.x);
+                // Chunks that end on cache lines of the output; several a thread, so that one that is held up
+                // leaves its share to the others.
+                let chunk = match pool.threads() {
+                    1 => self.rows,
+                    threads => self.rows.div_ceil(8 * threads).next_multiple_of(16),
+                };
+                pool.run(self.chunks(chunk), &|task| {
+                    // SAFETY: chunks are disjoint and `output` is the whole of `out`.
+                    unsafe { dot::run(level, &self.chunk(chunk, task), x, output) }
+                });
+            }
+            _ => {
+                scratch.panels.resize_with(pool.threads().max(scratch.panels.len()), Mutex::default);
+                let panels = &scratch.panels;
+                pool.run_on_threads(self.chunks(panel::ROWS), &|task, thread| {
+                    let mut scratch = panels[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    // SAFETY: chunks are disjoint and `output` is the whole of `out`.
+                    unsafe { panel::run(level, &self.chunk(panel::ROWS, task), x, output, &mut scratch) }
+                });
+            }
+        }
+    }
+
+    /// Dequantises row `index` of the layer, bit for bit as ggml does: the lookup of an embedding. The bias is not
+    /// added.
+    ///
+    /// # Panics
+    /// Where `index` is not below [`rows`](Self::rows) or `out` has another length than [`cols`](Self::cols).
+    pub fn row(&self, index: usize, out: &mut [f32]) {
+        assert!(index < self.rows, "row {index} of a layer of {}", self.rows);
+        let Chunk { matrix, first, .. } = self.chunk(1, index);
+        matrix.format().dequantise_row(matrix.row(first), out);
+    }
+
+    /// x in pairs of vectors: as it is where rows are whole pairs, else padded with zeros.
+    fn padded<'a>(&self, x: &'a [f32], buffer: &'a mut AlignedVec) -> &'a [[f32; PAIR]] {
+        if self.cols.is_multiple_of(PAIR) {
+            return x.as_chunks().0;
+        }
+        let padded = self.cols.next_multiple_of(PAIR);
+        let len = x.len() / self.cols * padded;
+        buffer.grow(len);
+        for (to, from) in buffer.chunks_exact_mut(padded).zip(x.chunks_exact(self.cols)) {
+            to[..self.cols].copy_from_slice(from);
+            to[self.cols..].fill(0.0);
+        }
+        buffer[..len].as_chunks().0
+    }
+
+    /// Chunks of up to `size` rows; none spans two parts.
+    fn chunks(&self, size: usize) -> usize {
+        self.parts.iter().map(|part| part.rows().div_ceil(size)).sum()
+    }
+
+    /// Chunk `index` of [`chunks`](Self::chunks).
+    fn chunk(&self, size: usize, mut index: usize) -> Chunk<'_> {
+        let mut column = 0;
+        for matrix in &self.parts {
+            let chunks = matrix.rows().div_ceil(size);
+            if index < chunks {
+                let first = index * size;
+                let (count, column) = (size.min(matrix.rows() - first), column + first);
+                let bias = self.bias.as_deref().map(|bias| &bias[column..column + count]);
+                return Chunk { matrix, first, count, column, bias };
+            }
+            index -= chunks;
+            column += matrix.rows();
+        }
+        unreachable!("chunk {index} past the last")
+    }
+}
+
+impl Chunk<'_> {
+    /// The rows' bytes.
+    fn bytes(&self) -> (&[u8], usize) {
+        let row = self.matrix.bytes().len() / self.matrix.rows();
+        (&self.matrix.bytes()[row * self.first..row * (self.first + self.count)], row)
+    }
+}
+
+#[cfg(test)]
+mod tests;

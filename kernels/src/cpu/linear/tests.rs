@@ -1,0 +1,194 @@
+use super::*;
+use crate::format::WeightFormat;
+use bytes::Bytes;
+use proptest::prelude::*;
+
+/// A deterministic stream of well-mixed bits (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+
+    /// In -1..1.
+    fn float(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+
+    /// A matrix of random blocks with scales of about 0.1.
+    fn matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        let blocks = rows * cols / format.block_len();
+        let mut bytes = Vec::new();
+        for _ in 0..blocks {
+            let at = bytes.len();
+            bytes.extend((0..format.block_bytes()).map(|_| self.bits() as u8));
+            let halves: &[usize] = match format {
+                WeightFormat::F32 => {
+                    bytes[at..].copy_from_slice(&self.float().to_le_bytes());
+                    &[]
+                }
+                WeightFormat::Bf16 => {
+                    bytes[at..].copy_from_slice(&half::bf16::from_f32(self.float()).to_le_bytes());
+                    &[]
+                }
+                WeightFormat::F16 | WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q5_0 => &[0],
+                WeightFormat::Q6K => &[208],
+                _ => &[0, 2],
+            };
+            for half in halves {
+                let scale = half::f16::from_f32(0.1 * self.float()).to_le_bytes();
+                bytes[at + half..at + half + 2].copy_from_slice(&scale);
+            }
+        }
+        Matrix::new(format, rows, cols, Bytes::from(bytes)).unwrap()
+    }
+}
+
+/// What `forward` adds to the output in `f64`, and the sums of absolute products that its rounding is relative to.
+fn naive(layer: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
+    let mut row = vec![0.0; layer.cols()];
+    let mut out = vec![(0.0, 0.0); x.len() / layer.cols() * layer.rows()];
+    for r in 0..layer.rows() {
+        layer.row(r, &mut row);
+        let bias = f64::from(layer.bias.as_ref().map_or(0.0, |bias| bias[r]));
+        for (i, x) in x.chunks_exact(layer.cols()).enumerate() {
+            let products = || row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let magnitude = products().map(f64::abs).sum::<f64>() + bias.abs();
+            out[i * layer.rows() + r] = (products().sum::<f64>() + bias, magnitude);
+        }
+    }
+    out
+}
+
+/// Runs every level on 1 and 2 threads in both modes against [`naive`].
+fn check(layer: &Linear, x: &[f32]) {
+    let m = x.len() / layer.cols();
+    let expected = naive(layer, x);
+    let before = Random(5).floats(m * layer.rows());
+    for threads in [1, 2] {
+        let pool = Pool::new(threads).unwrap();
+        let mut scratch = LinearScratch::default();
+        for level in Level::available() {
+            for mode in [Mode::Store, Mode::Add] {
+                let mut out = if mode == Mode::Add { before.clone() } else { vec![f32::NAN; before.len()] };
+                layer.forward(&pool, level, x, &mut out, mode, &mut scratch);
+                for (i, (actual, (value, magnitude))) in out.iter().zip(&expected).enumerate() {
+                    let old = if mode == Mode::Add { f64::from(before[i]) } else { 0.0 };
+                    let error = (f64::from(*actual) - old - value).abs();
+                    assert!(
+                        error <= 2e-6 * (magnitude + old.abs()),
+                        "{} {:?} {mode:?} {threads} threads, m {m}, output {i}: {actual} for {value} + {old}",
+                        level.name(),
+                        layer.parts,
+                    );
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn any_layer_equals_the_naive_product(
+        seed: u64, format in prop::sample::select(&WeightFormat::ALL[..]), second in prop::sample::select(&WeightFormat::ALL[..]),
+        m in 0usize..40, rows in prop::array::uniform2(1usize..70), width in 1usize..4, cut in 0usize..300, bias: bool,
+    ) {
+        let mut random = Random(seed);
+        let longest = format.block_len().max(second.block_len());
+        // Float formats take any number of columns.
+        let cols = if longest == 1 { 1 + cut } else { width * longest };
+        let parts = vec![random.matrix(format, rows[0], cols), random.matrix(second, rows[1], cols)];
+        let bias = bias.then(|| random.floats(rows[0] + rows[1]));
+        let layer = Linear::new(parts, bias).unwrap();
+        let x = random.floats(m * cols);
+        check(&layer, &x);
+    }
+}
+
+#[test]
+fn every_format_at_every_small_batch() {
+    for format in WeightFormat::ALL {
+        let mut random = Random(7);
+        let layer = Linear::new(vec![random.matrix(format, 37, 512)], None).unwrap();
+        for m in 1..=DOT_ROWS + 2 {
+            check(&layer, &random.floats(m * 512));
+        }
+    }
+}
+
+#[test]
+fn long_rows_are_split_and_summed() {
+    let mut random = Random(11);
+    for (format, cols) in [(WeightFormat::Q6K, 4352), (WeightFormat::F32, 4099), (WeightFormat::Q4_1, 2080)] {
+        let bias = random.floats(35);
+        let layer = Linear::new(vec![random.matrix(format, 35, cols)], Some(bias)).unwrap();
+        check(&layer, &random.floats(9 * cols));
+    }
+}
+
+#[test]
+fn a_row_of_x_gives_the_same_alone_and_in_a_batch() {
+    let mut random = Random(3);
+    let pool = Pool::new(2).unwrap();
+    let mut scratch = LinearScratch::default();
+    for format in WeightFormat::ALL {
+        let (rows, cols, m) = (100, 768, 50);
+        let layer = Linear::new(vec![random.matrix(format, rows, cols)], None).unwrap();
+        let x = random.floats(m * cols);
+        let magnitudes = naive(&layer, &x);
+        for level in Level::available() {
+            let mut batch = vec![0.0; m * rows];
+            layer.forward(&pool, level, &x, &mut batch, Mode::Store, &mut scratch);
+            for (i, x) in x.chunks_exact(cols).enumerate() {
+                let mut alone = vec![0.0; rows];
+                layer.forward(&pool, level, x, &mut alone, Mode::Store, &mut scratch);
+                for (r, (a, b)) in alone.iter().zip(&batch[i * rows..]).enumerate() {
+                    assert!(f64::from((a - b).abs()) <= 1e-6 * magnitudes[i * rows + r].1, "{} {a} {b}", format.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_those_of_the_stacked_matrices() {
+    let mut random = Random(1);
+    let parts = vec![random.matrix(WeightFormat::Q8_0, 3, 64), random.matrix(WeightFormat::F16, 2, 64)];
+    let layer = Linear::new(parts.clone(), None).unwrap();
+    assert_eq!((layer.rows(), layer.cols(), layer.bytes()), (5, 64, 3 * 68 + 2 * 128));
+    for (index, (part, row)) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)].into_iter().enumerate() {
+        let (mut actual, mut expected) = ([0.0; 64], [1.0; 64]);
+        layer.row(index, &mut actual);
+        parts[part].format().dequantise_row(parts[part].row(row), &mut expected);
+        assert_eq!(actual, expected);
+    }
+}
+
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    let mut random = Random(1);
+    let [a, b] = [64, 32].map(|cols| random.matrix(WeightFormat::Q8_0, 3, cols));
+    assert_eq!(Linear::new(vec![], None).unwrap_err(), LinearError::Empty);
+    let error = Linear::new(vec![a.clone(), b], None).unwrap_err();
+    assert_eq!(error, LinearError::Columns { expected: 64, actual: 32 });
+    let error = Linear::new(vec![a], Some(vec![0.0; 4])).unwrap_err();
+    assert_eq!(error.to_string(), "a bias of 4 values does not fit 3 rows");
+}
+
+#[test]
+#[should_panic(expected = "the output of 2 rows of x is not [2, 3]")]
+fn an_output_of_another_size_is_refused() {
+    let layer = Linear::new(vec![Random(1).matrix(WeightFormat::Q8_0, 3, 32)], None).unwrap();
+    let pool = Pool::new(1).unwrap();
+    layer.forward(&pool, Level::best(), &[0.0; 64], &mut [0.0; 5], Mode::Store, &mut LinearScratch::default());
+}

@@ -1,0 +1,7 @@
+//! The operations on plain slices: SIMD chosen at run time, threads from a persistent pool.
+
+pub mod aligned;
+pub mod gemm;
+pub mod linear;
+pub mod pool;
+pub mod simd;

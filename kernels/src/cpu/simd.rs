@@ -1,0 +1,243 @@
+//! Run-time choice of the instruction set, and the sixteen-lane vector that kernels are written in.
+//!
+//! A kernel is safe, generic code over [`Simd`] with an `#[inline(always)]` body. [`Level::dispatch`] compiles it
+//! once per instruction set inside a `#[target_feature]` function and picks one at run time. A value of a `Simd`
+//! type is the proof that its instructions exist, so its methods are safe.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::sync::OnceLock;
+
+pub use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// Lanes of a [`Simd`] vector.
+pub const LANES: usize = 16;
+
+/// An instruction set that this machine has.
+///
+/// There is no way to make a level that the machine lacks, so taking one is taking the proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Level {
+    /// What every machine has: the instructions that the crate was compiled for (SSE2, NEON).
+    pub const PORTABLE: Self = Self(Kind::Portable);
+
+    /// The best level of this machine; looked up once.
+    #[must_use]
+    pub fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().last().unwrap_or(Self::PORTABLE))
+    }
+
+    /// The levels of this machine, worst first: what tests go through.
+    pub fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let vector = [Avx2::detect().map(Kind::Avx2), Avx512::detect().map(Kind::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let vector: [Option<Kind>; 0] = [];
+        std::iter::once(Kind::Portable).chain(vector.into_iter().flatten()).map(Self)
+    }
+
+    /// Name for logs and benchmarks.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "avx512",
+        }
+    }
+
+    /// Runs `kernel` with the vectors of this level.
+    #[inline]
+    pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Kind::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(simd) => simd.vectorise(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(simd) => simd.vectorise(kernel),
+        }
+    }
+}
+
+/// A computation that [`Level::dispatch`] compiles for every level.
+pub trait Kernel {
+    /// What it computes.
+    type Output;
+
+    /// The computation; mark every implementation `#[inline(always)]`, or it is compiled without the level's
+    /// instructions.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Vectors of sixteen `f32` and what the kernels do with them.
+///
+/// Every method is to be inlined into a function that has the target features; all do so by themselves when they
+/// are reached through [`Level::dispatch`].
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen lanes: one AVX-512 register, two of AVX2, four of SSE or NEON.
+    type F32: Copy;
+
+    /// Rows of a micro-kernel tile whose accumulators fill the registers, see [`gemm`](super::gemm).
+    const TILE_ROWS: usize;
+    /// Vectors side by side in such a tile.
+    const TILE_VECTORS: usize;
+
+    /// `value` in every lane.
+    fn splat(self, value: f32) -> Self::F32;
+
+    /// Sixteen floats from memory.
+    fn load(self, values: &[f32; LANES]) -> Self::F32;
+
+    /// Sixteen floats to memory.
+    fn store(self, vector: Self::F32, out: &mut [f32; LANES]);
+
+    /// a + b.
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+
+    /// a · b.
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+
+    /// a · b + c, fused where the level has an instruction for it.
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+
+    /// code · scale + min: the dequantised value of an integer code. [`Portable`] rounds twice, as ggml's C does.
+    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32;
+
+    /// The sum of the lanes.
+    fn sum(self, vector: Self::F32) -> f32;
+
+    /// Sixteen signed bytes as floats.
+    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32;
+
+    /// Sixteen binary16, little-endian.
+    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
+
+    /// Sixteen bfloat16, little-endian.
+    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
+
+    /// One binary16, little-endian.
+    fn scalar_f16(self, bytes: [u8; 2]) -> f32;
+
+    /// The [`affine`](Self::affine) values of the sixteen low and the sixteen high halves of `bytes`, each with its
+    /// own scale and minimum; the code of a half is its value less `ZERO`.
+    fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2];
+
+    /// The transpose of a 16 × 16 matrix of rows.
+    fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES];
+}
+
+/// Scale and minimum of a group of weights: weight = code · scale + min.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// Multiplies the code.
+    pub scale: f32,
+    /// Added to the product; [`Affine::NO_MIN`] leaves every value as it is, the sign of a zero included.
+    pub min: f32,
+}
+
+impl Affine {
+    /// The neutral element of addition: -0.0, because 0.0 would turn a negative zero positive.
+    pub const NO_MIN: f32 = -0.0;
+
+    /// A scale alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn scale(scale: f32) -> Self {
+        Self { scale, min: Self::NO_MIN }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Everything a level computes, over the same inputs.
+    struct Everything<'a>(&'a [u8; 32], [[f32; LANES]; 3], [Affine; 2]);
+
+    impl Kernel for Everything<'_> {
+        type Output = Vec<[f32; LANES]>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let Self(bytes, floats, [low, high]) = self;
+            let half: &[u8; 16] = bytes.first_chunk().unwrap();
+            let [a, b, c] = floats.map(|f| s.load(&f));
+            let rows = std::array::from_fn(|r| s.add(a, s.splat(r as f32)));
+            let [n0, n1] = s.nibbles::<0>(half, low, high);
+            let [n2, n3] = s.nibbles::<8>(half, low, high);
+            let exact = [s.from_i8(half), s.from_f16(bytes), s.from_bf16(bytes), s.mul(a, b), s.add(a, b)];
+            let close = [s.fma(a, b, c), s.affine(a, low.scale, low.min), n0, n1, n2, n3, s.splat(s.sum(a))];
+            let scalar = s.splat(s.scalar_f16([bytes[0], bytes[1]]));
+            let vectors = exact.into_iter().chain([scalar]).chain(s.transpose(rows)).chain(close);
+            vectors
+                .map(|v| {
+                    let mut out = [0.0; LANES];
+                    s.store(v, &mut out);
+                    out
+                })
+                .collect()
+        }
+    }
+
+    /// Vectors at the start of the output of [`Everything`] that round nowhere, or once.
+    const EXACT: usize = 6 + LANES;
+
+    proptest! {
+        #[test]
+        fn every_level_computes_what_portable_does(
+            bytes in prop::array::uniform32(any::<u8>()),
+            floats in prop::array::uniform3(prop::array::uniform16(-100.0f32..100.0)),
+            numbers in prop::array::uniform4(-10.0f32..10.0),
+        ) {
+            let [s0, m0, s1, m1] = numbers;
+            let affine = [Affine { scale: s0, min: m0 }, Affine { scale: s1, min: m1 }];
+            let expected = Level::PORTABLE.dispatch(Everything(&bytes, floats, affine));
+            for level in Level::available() {
+                let actual = level.dispatch(Everything(&bytes, floats, affine));
+                prop_assert_eq!(actual.len(), expected.len());
+                for (i, (a, e)) in actual.iter().flatten().zip(expected.iter().flatten()).enumerate() {
+                    let same = a.to_bits() == e.to_bits() || (a.is_nan() && e.is_nan());
+                    let close = i >= EXACT * LANES && (a - e).abs() <= 2e-3;
+                    prop_assert!(same || close, "{} vector {} lane {}: {a} for {e}", level.name(), i / LANES, i % LANES);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn portable_transposes_and_sums() {
+        let out = Level::PORTABLE.dispatch(Everything(&[0x21; 32], [std::array::from_fn(|i| i as f32); 3], {
+            [Affine { scale: 2.0, min: 1.0 }, Affine::scale(0.5)]
+        }));
+        // Row r of the matrix is lane + r, so its transpose is the same.
+        assert_eq!(out[6 + 3], std::array::from_fn(|i| i as f32 + 3.0));
+        // Nibbles 1 and 2: 1·2+1 and 2·0.5; less eight: -7·2+1 and -6·0.5.
+        assert_eq!([out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]], [3.0, 1.0, -13.0, -3.0]);
+        assert_eq!(out[EXACT + 6], [120.0; LANES]);
+    }
+
+    #[test]
+    fn portable_is_always_there_and_best_is_the_last() {
+        assert_eq!(Level::available().next(), Some(Level::PORTABLE));
+        assert_eq!(Level::available().last(), Some(Level::best()));
+    }
+}

@@ -1,0 +1,108 @@
+//! Sixteen lanes in plain Rust: compilers turn its loops into four SSE2 or NEON instructions.
+
+use super::{Affine, LANES, Simd};
+use crate::format::float::{bf16_to_f32, f16_to_f32};
+
+/// The level that every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portable;
+
+#[inline(always)]
+fn map2(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type F32 = [f32; LANES];
+
+    // Accumulators of eight of SSE2's 16 registers, twenty-four of NEON's 32.
+    const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
+    const TILE_VECTORS: usize = 1;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F32 {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; LANES]) -> Self::F32 {
+        *values
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Self::F32, out: &mut [f32; LANES]) {
+        *out = vector;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // `mul_add` without an instruction for it is a library call.
+        if cfg!(target_arch = "aarch64") {
+            std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            std::array::from_fn(|i| a[i] * b[i] + c[i])
+        }
+    }
+
+    #[inline(always)]
+    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32 {
+        code.map(|c| c * scale + min)
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: Self::F32) -> f32 {
+        let mut width = LANES / 2;
+        let mut v = vector;
+        while width > 0 {
+            for i in 0..width {
+                v[i] += v[i + width];
+            }
+            width /= 2;
+        }
+        v[0]
+    }
+
+    #[inline(always)]
+    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
+        bytes.map(|b| f32::from(b.cast_signed()))
+    }
+
+    #[inline(always)]
+    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+        std::array::from_fn(|i| f16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
+    }
+
+    #[inline(always)]
+    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+        std::array::from_fn(|i| bf16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
+    }
+
+    #[inline(always)]
+    fn scalar_f16(self, bytes: [u8; 2]) -> f32 {
+        f16_to_f32(u16::from_le_bytes(bytes))
+    }
+
+    #[inline(always)]
+    fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2] {
+        let code = |nibble: u8| f32::from(nibble.wrapping_sub(ZERO).cast_signed());
+        [
+            self.affine(bytes.map(|b| code(b & 15)), low.scale, low.min),
+            self.affine(bytes.map(|b| code(b >> 4)), high.scale, high.min),
+        ]
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
+    }
+}

@@ -1,0 +1,334 @@
+//! AVX2 and AVX-512.
+
+use super::{Affine, Kernel, LANES, Simd};
+use std::arch::x86_64::*;
+
+/// AVX2, FMA and F16C: x86-64-v3, every such processor since 2013. A value proves that the machine has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// AVX-512 F, BW, DQ and VL on top of [`Avx2`]: x86-64-v4. A value proves that the machine has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512(());
+
+impl Avx2 {
+    /// The proof, if the machine has the instructions.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        (found && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+
+    #[inline]
+    pub(super) fn vectorise<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn inner<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists only where `detect` found AVX2, FMA and F16C; every processor with AVX2 has the
+        // scalar extensions named beside them.
+        unsafe { inner(self, kernel) }
+    }
+}
+
+impl Avx512 {
+    /// The proof, if the machine has the instructions.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        let found = Avx2::detect().is_some() && is_x86_feature_detected!("avx512f");
+        let found = found && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512dq");
+        (found && is_x86_feature_detected!("avx512vl")).then_some(Self(()))
+    }
+
+    #[inline]
+    pub(super) fn vectorise<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn inner<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists only where `detect` found every vector extension named; every processor with
+        // AVX-512 has the scalar ones.
+        unsafe { inner(self, kernel) }
+    }
+}
+
+impl Simd for Avx2 {
+    type F32 = [__m256; 2];
+
+    // Twelve accumulators, two vectors of the panel, one broadcast: 15 of 16 registers.
+    const TILE_ROWS: usize = 6;
+    const TILE_VECTORS: usize = 1;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F32 {
+        // SAFETY: `self` proves AVX2 (so in every method of this impl).
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; LANES]) -> Self::F32 {
+        let p = values.as_ptr();
+        // SAFETY: sixteen floats are readable at `p`, eight of them from p + 8.
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+
+    #[inline(always)]
+    fn store(self, [v0, v1]: Self::F32, out: &mut [f32; LANES]) {
+        let p = out.as_mut_ptr();
+        // SAFETY: sixteen floats are writable at `p`, eight of them from p + 8.
+        unsafe {
+            _mm256_storeu_ps(p, v0);
+            _mm256_storeu_ps(p.add(8), v1);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`; FMA comes with it.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32 {
+        self.fma(code, self.splat(scale), self.splat(min))
+    }
+
+    #[inline(always)]
+    fn sum(self, [v0, v1]: Self::F32) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let v = _mm256_add_ps(v0, v1);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+
+    #[inline(always)]
+    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
+        let p = bytes.as_ptr();
+        // SAFETY: sixteen bytes are readable at `p`, eight of them from p + 8.
+        unsafe {
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+        let p = bytes.as_ptr();
+        // SAFETY: 32 bytes are readable at `p`, sixteen of them from p + 16; F16C comes with the proof.
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))] }
+    }
+
+    #[inline(always)]
+    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+        let p = bytes.as_ptr();
+        // SAFETY: 32 bytes are readable at `p`, sixteen of them from p + 16.
+        unsafe {
+            let widen = |p: *const u8| _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())));
+            [_mm256_castsi256_ps(widen(p)), _mm256_castsi256_ps(widen(p.add(16)))]
+        }
+    }
+
+    #[inline(always)]
+    fn scalar_f16(self, bytes: [u8; 2]) -> f32 {
+        // SAFETY: F16C comes with the proof.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes))))) }
+    }
+
+    #[inline(always)]
+    fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2] {
+        let p = bytes.as_ptr();
+        // SAFETY: sixteen bytes are readable at `p`, eight of them from p + 8.
+        let [low_codes, high_codes] = unsafe {
+            let bytes = [_mm_loadl_epi64(p.cast()), _mm_loadl_epi64(p.add(8).cast())];
+            let wide = bytes.map(|b| _mm256_cvtepu8_epi32(b));
+            let zero = _mm256_set1_epi32(i32::from(ZERO));
+            let float = |code| _mm256_cvtepi32_ps(if ZERO == 0 { code } else { _mm256_sub_epi32(code, zero) });
+            let mask = _mm256_set1_epi32(15);
+            [wide.map(|v| float(_mm256_and_si256(v, mask))), wide.map(|v| float(_mm256_srli_epi32::<4>(v)))]
+        };
+        [self.affine(low_codes, low.scale, low.min), self.affine(high_codes, high.scale, high.min)]
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES] {
+        let quarter = |first: usize, half: usize| transpose8(self, std::array::from_fn(|i| rows[first + i][half]));
+        let (top, bottom) = ([quarter(0, 0), quarter(0, 1)], [quarter(8, 0), quarter(8, 1)]);
+        std::array::from_fn(|i| [top[i / 8][i % 8], bottom[i / 8][i % 8]])
+    }
+}
+
+/// The transpose of an 8 × 8 matrix of rows.
+#[inline(always)]
+fn transpose8(_: Avx2, r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the first argument proves AVX2.
+    unsafe {
+        let pair = |i: usize| [_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1])];
+        let quad = |i: usize| {
+            let [a, b] = [pair(i), pair(i + 2)];
+            [
+                _mm256_shuffle_ps::<0x44>(a[0], b[0]),
+                _mm256_shuffle_ps::<0xEE>(a[0], b[0]),
+                _mm256_shuffle_ps::<0x44>(a[1], b[1]),
+                _mm256_shuffle_ps::<0xEE>(a[1], b[1]),
+            ]
+        };
+        let (top, bottom) = (quad(0), quad(4));
+        std::array::from_fn(|i| match i {
+            0..4 => _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]),
+            _ => _mm256_permute2f128_ps::<0x31>(top[i - 4], bottom[i - 4]),
+        })
+    }
+}
+
+impl Simd for Avx512 {
+    type F32 = __m512;
+
+    // Twenty-eight accumulators, two vectors of the panel, one or two broadcasts: 32 registers.
+    const TILE_ROWS: usize = 14;
+    const TILE_VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F32 {
+        // SAFETY: `self` proves AVX-512 F, BW, DQ and VL (so in every method of this impl).
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; LANES]) -> Self::F32 {
+        // SAFETY: sixteen floats are readable there.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Self::F32, out: &mut [f32; LANES]) {
+        // SAFETY: sixteen floats are writable there.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32 {
+        self.fma(code, self.splat(scale), self.splat(min))
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: Self::F32) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe { Avx2(()).sum([_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps::<1>(vector)]) }
+    }
+
+    #[inline(always)]
+    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
+        // SAFETY: sixteen bytes are readable there.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+        // SAFETY: 32 bytes are readable there.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+        // SAFETY: 32 bytes are readable there.
+        let wide = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast())) };
+        // SAFETY: see `splat`.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)) }
+    }
+
+    #[inline(always)]
+    fn scalar_f16(self, bytes: [u8; 2]) -> f32 {
+        Avx2(()).scalar_f16(bytes)
+    }
+
+    /// A half byte can take sixteen values, as many as a register has lanes: one multiplication makes the table of
+    /// its dequantised values, one permutation looks sixteen of them up. That is half the instructions of masking,
+    /// converting and scaling each weight.
+    #[inline(always)]
+    fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2] {
+        let codes = self.load(&const { codes(ZERO) });
+        let [low, high] = [low, high].map(|a| self.affine(codes, a.scale, a.min));
+        // SAFETY: sixteen bytes are readable there; the permutation reads the low four bits of each index only.
+        unsafe {
+            let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            [_mm512_permutexvar_ps(index, low), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(index), high)]
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: [Self::F32; LANES]) -> [Self::F32; LANES] {
+        // Element (i, j) of 4 × 4 blocks first within the 128-bit lanes, then the lanes.
+        // SAFETY: see `splat`.
+        unsafe {
+            let pair = |i: usize| [_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1])];
+            let quad = |i: usize| {
+                let [a, b] = [pair(i), pair(i + 2)];
+                [
+                    _mm512_shuffle_ps::<0x44>(a[0], b[0]),
+                    _mm512_shuffle_ps::<0xEE>(a[0], b[0]),
+                    _mm512_shuffle_ps::<0x44>(a[1], b[1]),
+                    _mm512_shuffle_ps::<0xEE>(a[1], b[1]),
+                ]
+            };
+            // quads[b][j] lane l: column 4l + j of rows 4b..4b + 4.
+            let quads = [quad(0), quad(4), quad(8), quad(12)];
+            let mut out = [self.splat(0.0); LANES];
+            for j in 0..4 {
+                let [q0, q1, q2, q3] = quads.map(|q| q[j]);
+                let (even01, odd01) = (_mm512_shuffle_f32x4::<0x88>(q0, q1), _mm512_shuffle_f32x4::<0xDD>(q0, q1));
+                let (even23, odd23) = (_mm512_shuffle_f32x4::<0x88>(q2, q3), _mm512_shuffle_f32x4::<0xDD>(q2, q3));
+                out[j] = _mm512_shuffle_f32x4::<0x88>(even01, even23);
+                out[j + 8] = _mm512_shuffle_f32x4::<0xDD>(even01, even23);
+                out[j + 4] = _mm512_shuffle_f32x4::<0x88>(odd01, odd23);
+                out[j + 12] = _mm512_shuffle_f32x4::<0xDD>(odd01, odd23);
+            }
+            out
+        }
+    }
+}
+
+/// The codes of the values of a half byte.
+const fn codes(zero: u8) -> [f32; LANES] {
+    let mut codes = [0.0; LANES];
+    let mut i = 0;
+    while i < LANES {
+        codes[i] = i as f32 - zero as f32;
+        i += 1;
+    }
+    codes
+}

@@ -1,0 +1,41 @@
+//! Q6_K: 128 bytes of low halves, 64 bytes of high pairs of bits, 16 × i8 scales, f16 scale of scales; offset 32.
+
+use super::{Decode, blocks, part};
+use crate::cpu::simd::{Affine, LANES, Simd};
+
+pub(crate) struct Q6K;
+
+impl Decode for Q6K {
+    #[inline(always)]
+    fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
+        for (i, block) in blocks::<210>(row) {
+            let mut scales = [0.0; LANES];
+            let scale = simd.splat(simd.scalar_f16(part(block, 208)));
+            simd.store(simd.mul(simd.from_i8(&part(block, 192)), scale), &mut scales);
+            for half in 0..2 {
+                let codes = codes(&part(block, 64 * half), &part(block, 128 + 32 * half));
+                let vector = |g: usize| {
+                    let codes = simd.from_i8(&part(&codes, LANES * g));
+                    simd.affine(codes, scales[8 * half + g], Affine::NO_MIN)
+                };
+                for pair in 0..4 {
+                    sink(8 * i + 4 * half + pair, [vector(2 * pair), vector(2 * pair + 1)]);
+                }
+            }
+        }
+    }
+}
+
+/// The signed codes of half a super-block. Low halves come in the order of the weights, first all low ones of the
+/// 64 bytes, then all high ones; pair p of byte l of the high bits belongs to weight 32p + l.
+#[inline(always)]
+fn codes(low: &[u8; 64], high: &[u8; 32]) -> [u8; 128] {
+    let mut codes = [0; 128];
+    for l in 0..32 {
+        codes[l] = (low[l] & 15 | (high[l] & 3) << 4).wrapping_sub(32);
+        codes[l + 32] = (low[l + 32] & 15 | (high[l] >> 2 & 3) << 4).wrapping_sub(32);
+        codes[l + 64] = (low[l] >> 4 | (high[l] >> 4 & 3) << 4).wrapping_sub(32);
+        codes[l + 96] = (low[l + 32] >> 4 | (high[l] >> 6) << 4).wrapping_sub(32);
+    }
+    codes
+}
