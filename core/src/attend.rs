@@ -221,7 +221,9 @@ impl<'a> Partial<'a> {
     pub fn finish(&self, out: &mut [f32]) -> Result<(), Error> {
         check_len("attention output", self.mixed.len(), out.len())?;
         let head_dim = self.mixed.len() / self.max.len();
-        for ((out, mixed), &sum) in out.chunks_exact_mut(head_dim).zip(self.mixed.chunks_exact(head_dim)).zip(&*self.sum) {
+        for ((out, mixed), &sum) in
+            out.chunks_exact_mut(head_dim).zip(self.mixed.chunks_exact(head_dim)).zip(&*self.sum)
+        {
             let scale = if sum > 0.0 { 1.0 / sum } else { 0.0 };
             for (out, &mix) in out.iter_mut().zip(mixed) {
                 *out = mix * scale;

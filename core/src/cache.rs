@@ -57,11 +57,7 @@ fn check(layout: &HeadLayout, bytes: usize, slot: usize, pages: &[u32], span: Sp
         return Err(Error::Index { what: "page", index: page as usize, limit: layout.pages as usize });
     }
     if span.recent as usize > layout.ring_capacity() {
-        return Err(Error::Capacity {
-            what: "ring",
-            needed: span.recent as usize,
-            capacity: layout.ring_capacity(),
-        });
+        return Err(Error::Capacity { what: "ring", needed: span.recent as usize, capacity: layout.ring_capacity() });
     }
     if span.hidden as usize >= BLOCK || (span.blocks == 0 && span.hidden > 0) {
         return Err(Error::Index { what: "hidden lane", index: span.hidden as usize, limit: BLOCK });
@@ -408,7 +404,8 @@ impl Parts<'_> {
             let range = layout.value_block(pages[block] as usize);
             let stored = elements_mut::<E>(&mut self.value_blocks[range.start - start..range.end - start])?;
             stored[..lanes.start * head_dim].fill(E::store(0.0));
-            for (token, to) in (first..).zip(stored[lanes.start * head_dim..].chunks_exact_mut(head_dim)).take(lanes.len())
+            for (token, to) in
+                (first..).zip(stored[lanes.start * head_dim..].chunks_exact_mut(head_dim)).take(lanes.len())
             {
                 for (channel, to) in to.iter_mut().enumerate() {
                     *to = whole.get(token, channel);

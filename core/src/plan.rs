@@ -112,7 +112,8 @@ impl CachePlan {
     /// # Errors
     /// As [`head`](Self::head); [`Error::Capacity`] where the sum cannot be counted in a `usize`.
     pub fn bytes(&self, kept: impl Fn(usize, usize) -> usize) -> Result<CacheBytes, Error> {
-        const OVERFLOW: Error = Error::Capacity { what: "address space", needed: usize::MAX, capacity: usize::MAX >> 1 };
+        const OVERFLOW: Error =
+            Error::Capacity { what: "address space", needed: usize::MAX, capacity: usize::MAX >> 1 };
         let heads = self.layers.checked_mul(self.kv_heads).ok_or(OVERFLOW)?;
         let mut bytes = CacheBytes {
             masks: heads
@@ -190,8 +191,10 @@ mod tests {
     fn the_arena_is_the_sum_of_the_heads() {
         let plan = CachePlan { slots: 3, ..SMOL };
         let kept = |layer: usize, head: usize| 8 + layer + head;
-        let sum: usize =
-            (0..30).flat_map(|l| (0..3).map(move |h| (l, h))).map(|(l, h)| plan.head(kept(l, h)).unwrap().bytes()).sum();
+        let sum: usize = (0..30)
+            .flat_map(|l| (0..3).map(move |h| (l, h)))
+            .map(|(l, h)| plan.head(kept(l, h)).unwrap().bytes())
+            .sum();
         assert_eq!(plan.bytes(kept).unwrap().arena(), sum);
     }
 

@@ -118,7 +118,11 @@ mod tests {
             (128, [(400, 77), (500, 64), (600, 52)].as_slice()),
         ] {
             for &(per_mille, kept) in table {
-                assert_eq!(Lambda::from_per_mille(per_mille).unwrap().kept(head_dim), kept, "D={head_dim} λ={per_mille}");
+                assert_eq!(
+                    Lambda::from_per_mille(per_mille).unwrap().kept(head_dim),
+                    kept,
+                    "D={head_dim} λ={per_mille}"
+                );
             }
         }
         assert_eq!(Lambda::WHOLE.kept(64), 64);

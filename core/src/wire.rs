@@ -215,10 +215,7 @@ mod tests {
 
     #[test]
     fn impossible_headers_are_refused() {
-        assert_eq!(
-            CacheHeader { version: 9, ..header() }.plan(),
-            Err(Error::Version { found: 9, supported: VERSION })
-        );
+        assert_eq!(CacheHeader { version: 9, ..header() }.plan(), Err(Error::Version { found: 9, supported: VERSION }));
         assert!(CacheHeader { head_dim: 0, ..header() }.plan().is_err());
         assert!(CacheHeader { recent: u16::MAX, ..header() }.plan().is_err());
     }

@@ -231,7 +231,10 @@ mod tests {
         // Row r of the matrix is lane + r, so its transpose is the same.
         assert_eq!(out[6 + 3], std::array::from_fn(|i| i as f32 + 3.0));
         // Nibbles 1 and 2: 1·2+1 and 2·0.5; less eight: -7·2+1 and -6·0.5.
-        assert_eq!([out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]], [3.0, 1.0, -13.0, -3.0]);
+        assert_eq!(
+            [out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]],
+            [3.0, 1.0, -13.0, -3.0]
+        );
         assert_eq!(out[EXACT + 6], [120.0; LANES]);
     }
 

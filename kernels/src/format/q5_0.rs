@@ -20,9 +20,8 @@ impl Decode for Q5_0 {
 #[inline(always)]
 pub(super) fn codes(high: [u8; 4], low: [u8; 16]) -> [[u8; 16]; 2] {
     // Byte i of these spreads has bit i of the 16 high bits alone: a comparison makes it a flag.
-    let spread = |pair: [u8; 2]| -> [u8; 16] {
-        std::array::from_fn(|i| if pair[i / 8] & (1 << (i % 8)) == 0 { 0 } else { 16 })
-    };
+    let spread =
+        |pair: [u8; 2]| -> [u8; 16] { std::array::from_fn(|i| if pair[i / 8] & (1 << (i % 8)) == 0 { 0 } else { 16 }) };
     let (first, second) = (spread([high[0], high[1]]), spread([high[2], high[3]]));
     [std::array::from_fn(|i| low[i] & 15 | first[i]), std::array::from_fn(|i| low[i] >> 4 | second[i])]
 }

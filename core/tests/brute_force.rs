@@ -1,0 +1,144 @@
+//! Attention over blocks against a dense brute force in f64, for any sequence of prompts and steps.
+
+use proptest::prelude::*;
+use thinkey_core::{
+    BLOCK, CachePlan, ChannelMask, HeadMut, HeadRef, Plain, Rows, Span, StorageKind, attend, channel::select::select,
+    storage::Element,
+};
+
+/// A head's life: shape, and how many tokens come in at a time (the first is a prompt).
+#[derive(Clone, Debug)]
+struct Life {
+    head_dim: usize,
+    kept: usize,
+    recent: usize,
+    group: usize,
+    window: Option<usize>,
+    kind: StorageKind,
+    steps: Vec<usize>,
+    seed: u64,
+}
+
+fn lives() -> impl Strategy<Value = Life> {
+    (1usize..=80, 0usize..50, 1usize..=4, prop::option::of(1usize..250), any::<bool>(), any::<u64>()).prop_flat_map(
+        |(head_dim, recent, group, window, half, seed)| {
+            let steps = prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1usize..150], 1..40);
+            (1..=head_dim, steps).prop_map(move |(kept, steps)| {
+                let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
+                Life { head_dim, kept, recent, group, window, kind, steps, seed }
+            })
+        },
+    )
+}
+
+fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
+    let next = || {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn stored(kind: StorageKind, x: f32) -> f64 {
+    f64::from(match kind {
+        StorageKind::F16 => <half::f16 as Element>::store(x).load(),
+        _ => x,
+    })
+}
+
+/// One softmax over all visible tokens; tokens `..thin` have only the channels of `mask`.
+fn dense(
+    life: &Life,
+    keys: &[f32],
+    values: &[f32],
+    query: &[f32],
+    thin: usize,
+    mask: Option<&ChannelMask>,
+) -> Vec<f64> {
+    let d = life.head_dim;
+    let tokens = keys.len() / d;
+    let first = life.window.map_or(0, |window| tokens.saturating_sub(window));
+    let logit = |token: usize| -> f64 {
+        let seen = |c: &usize| token >= thin || mask.unwrap().contains(*c);
+        let dot: f64 = (0..d).filter(seen).map(|c| f64::from(query[c]) * stored(life.kind, keys[token * d + c])).sum();
+        dot / (d as f64).sqrt()
+    };
+    let logits: Vec<f64> = (first..tokens).map(logit).collect();
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+    let weigh = |c: usize| -> f64 {
+        logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * stored(life.kind, values[t * d + c])).sum()
+    };
+    (0..d).map(weigh).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn blocks_equal_a_dense_softmax(life in lives()) {
+        let (d, total) = (life.head_dim, life.steps.iter().sum());
+        let plan = CachePlan {
+            layers: 1, kv_heads: 1, head_dim: d, recent: life.recent, slots: 2, tokens: total, window: life.window,
+            keys: life.kind, values: life.kind,
+        };
+        let layout = plan.head(life.kept).unwrap();
+        // A pool that held something else before: 0xff is NaN in both kinds.
+        let mut memory = vec![[u64::MAX; 8]; layout.bytes() / 64];
+        let mut seed = life.seed;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let (mut span, mut table, mut mask, mut scored) = (Span::default(), Vec::new(), None, 0);
+        let mut free: Vec<u32> = (0..layout.pages).rev().step_by(2).chain((0..layout.pages).rev().skip(1).step_by(2)).collect();
+        let slot = 1;
+        HeadMut::new(layout, bytemuck::cast_slice_mut(&mut memory), slot).unwrap().clear_energy();
+        for (index, &new) in life.steps.iter().enumerate() {
+            let (start, query) = (keys.len(), numbers(&mut seed, life.group * d));
+            keys.extend(numbers(&mut seed, new * d));
+            values.extend(numbers(&mut seed, new * d));
+            let rows = Rows { keys: &keys[start..], values: &values[start..], stride: d };
+            let admission = span.admit(new, life.recent, life.window, index == 0);
+            let gone = admission.dropped.min(table.len());
+            free.extend(table.drain(..gone));
+            while table.len() < admission.after.blocks as usize {
+                table.push(free.pop().expect("the plan has room"));
+            }
+            let mut head = HeadMut::new(layout, bytemuck::cast_slice_mut(&mut memory), slot).unwrap();
+            if mask.is_none() {
+                head.add_query_energy(&query, life.group, d).unwrap();
+                scored += life.group;
+                if admission.thinned > 0 {
+                    let mut scores = vec![0.0; d];
+                    head.score(admission.before.recent as usize, rows, new, scored, &mut scores).unwrap();
+                    mask = Some(select(&scores, life.kept).unwrap());
+                }
+            }
+            head.admit(&admission, &table, mask.as_ref(), rows).unwrap();
+            span = admission.after;
+
+            let bytes = bytemuck::cast_slice(&memory);
+            let head = HeadRef::new(layout, bytes, slot, &table, span, mask.as_ref()).unwrap();
+            let mut out = vec![0.0; life.group * d];
+            let mut scratch = vec![f32::NAN; attend::attend_len(life.group, d)];
+            let window = life.window.unwrap_or(usize::MAX);
+            attend::attend(&Plain, &head, &query, window, &mut scratch, &mut out).unwrap();
+            let thin = keys.len() / d - span.recent as usize;
+            for (out, query) in out.chunks(d).zip(query.chunks(d)) {
+                let expected = dense(&life, &keys, &values, query, thin, mask.as_ref());
+                for (a, b) in out.iter().zip(expected) {
+                    prop_assert!((f64::from(*a) - b).abs() < 2e-4, "{a} instead of {b} at {span:?}");
+                }
+            }
+            if span.prefix() > 0 {
+                let (mut key, mut value) = (vec![0.0; life.kept], vec![0.0; d]);
+                head.read_prefix(0, &mut key, &mut value).unwrap();
+                let token = keys.len() / d - span.tokens();
+                for (x, channel) in key.iter().zip(mask.unwrap().channels()) {
+                    prop_assert_eq!(f64::from(*x), stored(life.kind, keys[token * d + channel]));
+                }
+                for (x, &y) in value.iter().zip(&values[token * d..]) {
+                    prop_assert_eq!(f64::from(*x), stored(life.kind, y));
+                }
+            }
+        }
+        prop_assert!(span.recent as usize <= life.recent + BLOCK);
+    }
+}

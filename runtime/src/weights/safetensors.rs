@@ -1,0 +1,220 @@
+//! A Hugging Face folder: `config.json` and safetensors, whole or in shards.
+
+use super::{
+    Role, WeightsError, hf_config, map,
+    tensor::{Format, Tensor, Tensors},
+};
+use crate::model::config::{ConfigError, ModelConfig};
+use ::safetensors::{
+    Dtype, SafeTensorError, SafeTensors,
+    tensor::{Metadata, TensorInfo},
+};
+use bytes::Bytes;
+use serde::Deserialize;
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Component, Path},
+};
+use thinkey_kernels::format::WeightFormat;
+
+/// The file of an unsharded model.
+pub(super) const SINGLE: &str = "model.safetensors";
+
+/// The file that says which shard holds which tensor.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Longest `config.json` in bytes; real ones have one or two KiB.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Longest index in bytes; a 405B model's has 100 KiB.
+const MAX_INDEX: u64 = 1 << 26;
+
+/// An open folder.
+pub(super) struct Folder {
+    /// Shape of the model.
+    pub config: ModelConfig,
+    /// The tensors of all shards.
+    pub tensors: Tensors,
+    /// Number of files that hold them.
+    pub shards: usize,
+    /// Bytes of these files.
+    pub size: u64,
+}
+
+/// Why a file of a Hugging Face folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SafetensorsError {
+    /// Text that is not the JSON that it should be.
+    #[error("not as expected: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A JSON file of absurd length.
+    #[error("longer than {limit} bytes; this is not the file it should be")]
+    TooLong {
+        /// Most bytes it may have.
+        limit: u64,
+    },
+    /// A field that the model cannot do without.
+    #[error("field {field:?} is missing")]
+    NoField {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A shape that cannot run here.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A shard that is not a plain file name, such as `../../etc/passwd`.
+    #[error("the index names the shard {shard:?}; a shard must be a file of the same folder")]
+    ShardName {
+        /// As the index has it.
+        shard: String,
+    },
+    /// A shard that is not there.
+    #[error("the index names the shard {shard:?}, which is not in the folder; download it")]
+    NoShard {
+        /// As the index has it.
+        shard: String,
+    },
+    /// An index without a shard.
+    #[error("the index names no tensors")]
+    EmptyIndex,
+    /// A tensor that is not where the index says.
+    #[error("the index says that tensor {tensor:?} is in this file, but it is not; download the folder again")]
+    NotInShard {
+        /// Name of the tensor.
+        tensor: String,
+    },
+    /// A tensor that is where the index does not say.
+    #[error(
+        "holds tensor {tensor:?}, which by the index is {}; download the folder again",
+        indexed.as_ref().map_or_else(|| "nowhere".into(), |shard| format!("in {shard:?}"))
+    )]
+    NotIndexed {
+        /// Name of the tensor.
+        tensor: String,
+        /// The shard where the index says it is.
+        indexed: Option<String>,
+    },
+    /// The file ends before its header or its tensors do, or goes on after them.
+    #[error("header and tensors take {need} bytes, but the file has {have}: cut off or damaged; download it again")]
+    Length {
+        /// Bytes that the header asks for.
+        need: u64,
+        /// Length of the file.
+        have: u64,
+    },
+    /// Anything else the safetensors library finds.
+    #[error("not a usable safetensors file: {0}")]
+    Invalid(SafeTensorError),
+}
+
+/// Opens the folder at `path`, which holds [`SINGLE`] or [`INDEX`].
+pub(super) fn open(path: &Path) -> Result<Folder, WeightsError> {
+    let single = path.join(SINGLE);
+    let index = if single.is_file() { None } else { Some(Index::open(path)?) };
+    let files = match &index {
+        None => BTreeSet::from([SINGLE]),
+        Some(index) => index.weight_map.values().map(String::as_str).collect(),
+    };
+
+    let (mut tensors, mut size) = (Tensors::default(), 0);
+    for &file in &files {
+        let path = path.join(file);
+        let bytes = map::map(&path)?;
+        size += bytes.len() as u64;
+        for tensor in read(&bytes).map_err(|problem| WeightsError::safetensors(&path, problem))? {
+            let indexed = index.as_ref().map(|index| index.weight_map.get(&tensor.name));
+            if let Some(indexed) = indexed.filter(|shard| shard.is_none_or(|shard| shard != file)) {
+                let problem = SafetensorsError::NotIndexed { tensor: tensor.name, indexed: indexed.cloned() };
+                return Err(WeightsError::safetensors(&path, problem));
+            }
+            // Names are keys of the file's header, and the index puts each into one file.
+            assert!(tensors.push(tensor).is_ok(), "a name occurs once");
+        }
+    }
+    let lost = index.iter().flat_map(|index| &index.weight_map).filter(|(name, _)| tensors.get(name).is_none()).min();
+    if let Some((tensor, shard)) = lost {
+        let problem = SafetensorsError::NotInShard { tensor: tensor.clone() };
+        return Err(WeightsError::safetensors(&path.join(shard), problem));
+    }
+
+    let file = path.join("config.json");
+    let json = text(&file, MAX_CONFIG)?;
+    let has_output = tensors.get(&Role::Output.hugging_face_name()).is_some();
+    let config = hf_config::parse(&json, has_output).map_err(|problem| WeightsError::safetensors(&file, problem))?;
+    Ok(Folder { config, tensors, shards: files.len(), size })
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    /// Tensor to file.
+    weight_map: HashMap<String, String>,
+}
+
+impl Index {
+    /// Reads the index of `folder` and sees that its files are there.
+    fn open(folder: &Path) -> Result<Self, WeightsError> {
+        let path = folder.join(INDEX);
+        let json = text(&path, MAX_INDEX)?;
+        Self::parse(&json, folder).map_err(|problem| WeightsError::safetensors(&path, problem))
+    }
+
+    fn parse(json: &[u8], folder: &Path) -> Result<Self, SafetensorsError> {
+        let index: Self = serde_json::from_slice(json)?;
+        if index.weight_map.is_empty() {
+            return Err(SafetensorsError::EmptyIndex);
+        }
+        for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
+            let mut parts = Path::new(shard).components();
+            let plain =
+                matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == shard.as_str());
+            if !plain || shard.contains(['\\', '\0']) {
+                return Err(SafetensorsError::ShardName { shard: shard.clone() });
+            }
+            if !folder.join(shard).is_file() {
+                return Err(SafetensorsError::NoShard { shard: shard.clone() });
+            }
+        }
+        Ok(index)
+    }
+}
+
+fn text(path: &Path, limit: u64) -> Result<Vec<u8>, WeightsError> {
+    map::read(path, limit)?.ok_or_else(|| WeightsError::safetensors(path, SafetensorsError::TooLong { limit }))
+}
+
+/// The tensors of one file, in its order. The library has checked that they lie side by side and fill the file.
+pub(super) fn read(file: &Bytes) -> Result<Vec<Tensor>, SafetensorsError> {
+    let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| problem(file, error))?;
+    let start = size_of::<u64>() + header;
+    let tensor = |name: String| {
+        let TensorInfo { dtype, shape, data_offsets: (from, to) } = metadata.info(&name)?.clone();
+        let format = match dtype {
+            Dtype::F32 => Format::Known(WeightFormat::F32),
+            Dtype::F16 => Format::Known(WeightFormat::F16),
+            Dtype::BF16 => Format::Known(WeightFormat::Bf16),
+            other => Format::Unknown(format!("{other:?}").into()),
+        };
+        Some(Tensor { name, shape, format, bytes: file.slice(start + from..start + to) })
+    };
+    Ok(metadata.offset_keys().into_iter().filter_map(tensor).collect())
+}
+
+/// The library's error, with numbers where it is about the length of the file.
+fn problem(file: &[u8], error: SafeTensorError) -> SafetensorsError {
+    let header = file.first_chunk().map(|&len| u64::from_le_bytes(len));
+    let need = match (&error, header) {
+        (SafeTensorError::HeaderTooSmall, _) => Some(size_of::<u64>() as u64),
+        (SafeTensorError::InvalidHeaderLength, Some(header)) => Some(header.saturating_add(size_of::<u64>() as u64)),
+        (SafeTensorError::MetadataIncompleteBuffer, Some(header)) => {
+            let data = &file[size_of::<u64>()..];
+            let metadata = usize::try_from(header).ok().and_then(|header| data.get(..header));
+            metadata
+                .and_then(|json| serde_json::from_slice::<Metadata>(json).ok())
+                .map(|metadata| size_of::<u64>() as u64 + header + metadata.data_len() as u64)
+        }
+        _ => None,
+    };
+    need.map_or(SafetensorsError::Invalid(error), |need| SafetensorsError::Length { need, have: file.len() as u64 })
+}
