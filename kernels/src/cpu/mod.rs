@@ -3,5 +3,6 @@
 pub mod aligned;
 pub mod gemm;
 pub mod linear;
+pub mod loops;
 pub mod pool;
 pub mod simd;

@@ -200,19 +200,20 @@ impl Shared {
 
     /// Closes the job and waits until every worker has left it.
     fn finish(&self) {
-        let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel);
+        if joined(self.state.fetch_and(!OPEN, Ordering::AcqRel)) == 0 {
+            return;
+        }
         let mut spin = Spin::new();
-        while joined(state) > 0 {
+        while joined(self.state.load(Ordering::Acquire)) > 0 {
             if !spin.again() {
-                state = self.state.fetch_or(WAITING, Ordering::AcqRel);
+                self.state.fetch_or(WAITING, Ordering::AcqRel);
                 let mut guard = lock(&self.sleep);
-                while joined(state) > 0 {
+                // Looked at under the lock, which the last worker takes before it notifies.
+                while joined(self.state.load(Ordering::Acquire)) > 0 {
                     guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
-                    state = self.state.load(Ordering::Acquire);
                 }
                 return;
             }
-            state = self.state.load(Ordering::Acquire);
         }
     }
 
@@ -359,6 +360,24 @@ mod tests {
                 ended.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(ended.load(Ordering::Relaxed), 2);
+        }
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_when_the_last_worker_leaves_as_the_caller_goes_to_sleep() {
+        let pool = Pool::new(2).unwrap();
+        for round in 0..4_000 {
+            let until = SPIN + Duration::from_nanos(round % 100 * 100);
+            pool.run_on_threads(2, &|_, thread| {
+                let start = Instant::now();
+                while thread == 1 && start.elapsed() < until {
+                    spin_loop();
+                }
+                // Leaves the other task to the worker, if it is there.
+                while thread == 0 && start.elapsed() < Duration::from_micros(2) {
+                    spin_loop();
+                }
+            });
         }
     }
 

@@ -187,12 +187,10 @@ fn blocks<const BYTES: usize>(row: &[u8]) -> impl Iterator<Item = (usize, &[u8; 
     row.as_chunks().0.iter().enumerate()
 }
 
-/// `N` bytes of a block from `at`; inlined with a constant `at`, the bounds check is gone.
+/// `N` bytes from `at`; inlined with a constant `at`, the bounds check is gone.
 #[inline(always)]
-fn part<const N: usize, const BYTES: usize>(block: &[u8; BYTES], at: usize) -> [u8; N] {
-    let mut part = [0; N];
-    part.copy_from_slice(&block[at..at + N]);
-    part
+fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..].first_chunk().expect("a part of a block")
 }
 
 /// A weight matrix in the format of its file: `rows` output features of `cols` inputs each.

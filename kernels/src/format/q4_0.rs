@@ -9,8 +9,8 @@ impl Decode for Q4_0 {
     #[inline(always)]
     fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
         for (i, block) in blocks::<18>(row) {
-            let affine = Affine::scale(simd.scalar_f16(part(block, 0)));
-            sink(i, simd.nibbles::<8>(&part(block, 2), affine, affine));
+            let affine = Affine::scale(simd.scalar_f16(*part(block, 0)));
+            sink(i, simd.nibbles::<8>(part(block, 2), affine, affine));
         }
     }
 }

@@ -10,12 +10,12 @@ impl Decode for Q4K {
     #[inline(always)]
     fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
         for (i, block) in blocks::<144>(row) {
-            let groups = groups(simd, &part(block, 0));
+            let groups = groups(simd, part(block, 0));
             for pair in 0..4 {
                 let at = 16 + 32 * pair;
                 let (low, high) = (groups[2 * pair], groups[2 * pair + 1]);
-                let [low0, high0] = simd.nibbles::<0>(&part(block, at), low, high);
-                let [low1, high1] = simd.nibbles::<0>(&part(block, at + 16), low, high);
+                let [low0, high0] = simd.nibbles::<0>(part(block, at), low, high);
+                let [low1, high1] = simd.nibbles::<0>(part(block, at + 16), low, high);
                 sink(8 * i + 2 * pair, [low0, low1]);
                 sink(8 * i + 2 * pair + 1, [high0, high1]);
             }
@@ -26,8 +26,8 @@ impl Decode for Q4K {
 /// Scales and minima of the eight groups of a super-block, from its first sixteen bytes.
 #[inline(always)]
 pub(super) fn groups<S: Simd>(simd: S, header: &[u8; 16]) -> [Affine; 8] {
-    let [scale, min] = [part(header, 0), part(header, 2)].map(|half| simd.scalar_f16(half));
-    let [a, b, c] = [4, 8, 12].map(|at| u32::from_le_bytes(part(header, at)));
+    let [scale, min] = [part(header, 0), part(header, 2)].map(|half| simd.scalar_f16(*half));
+    let [a, b, c] = [4, 8, 12].map(|at| u32::from_le_bytes(*part(header, at)));
     // Groups 0..4 have their six bits in a and b; groups 4..8 four bits in c and two in the tops of a and b.
     let words = [
         a & 0x3F3F_3F3F,

@@ -9,7 +9,7 @@ impl Decode for Q5_0 {
     #[inline(always)]
     fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
         for (i, block) in blocks::<22>(row) {
-            let scale = simd.scalar_f16(part(block, 0));
+            let scale = simd.scalar_f16(*part(block, 0));
             let codes = codes(part(block, 2), part(block, 6)).map(|half| half.map(|code| code.wrapping_sub(16)));
             sink(i, codes.map(|half| simd.affine(simd.from_i8(&half), scale, Affine::NO_MIN)));
         }

@@ -10,7 +10,7 @@ impl Decode for Q5K {
     #[inline(always)]
     fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
         for (i, block) in blocks::<176>(row) {
-            let groups = groups(simd, &part(block, 0));
+            let groups = groups(simd, part(block, 0));
             for (g, group) in groups.into_iter().enumerate() {
                 let vector = |half: usize| {
                     let high: [u8; LANES] = part(block, 16 + LANES * half);

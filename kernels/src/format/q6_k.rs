@@ -10,12 +10,12 @@ impl Decode for Q6K {
     fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
         for (i, block) in blocks::<210>(row) {
             let mut scales = [0.0; LANES];
-            let scale = simd.splat(simd.scalar_f16(part(block, 208)));
-            simd.store(simd.mul(simd.from_i8(&part(block, 192)), scale), &mut scales);
+            let scale = simd.splat(simd.scalar_f16(*part(block, 208)));
+            simd.store(simd.mul(simd.from_i8(part(block, 192)), scale), &mut scales);
             for half in 0..2 {
-                let codes = codes(&part(block, 64 * half), &part(block, 128 + 32 * half));
+                let codes = codes(part(block, 64 * half), part(block, 128 + 32 * half));
                 let vector = |g: usize| {
-                    let codes = simd.from_i8(&part(&codes, LANES * g));
+                    let codes = simd.from_i8(part(&codes, LANES * g));
                     simd.affine(codes, scales[8 * half + g], Affine::NO_MIN)
                 };
                 for pair in 0..4 {

@@ -11,7 +11,8 @@ pub(super) struct Cursor<'a> {
 /// The file ends before what its header announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the header asks for {want} bytes at byte {at}, but the file has {have} in all: cut off or damaged; download it again"
+    "the header asks for {want} bytes at byte {at}, but the file has {have} in all: \
+     cut off or damaged; download it again"
 )]
 pub struct Short {
     /// Where the reader stood.

@@ -125,3 +125,9 @@ pub fn folder(config: &ModelConfig, folder: &Path, shards: usize) {
     }
     fs::write(folder.join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
 }
+
+/// `file` with `bytes` in place of those that lie `skip` bytes behind the first occurrence of `after`.
+pub fn patched(file: &[u8], after: &str, skip: usize, bytes: &[u8]) -> Vec<u8> {
+    let at = file.windows(after.len()).position(|window| window == after.as_bytes()).unwrap() + after.len() + skip;
+    [&file[..at], bytes, &file[at + bytes.len()..]].concat()
+}

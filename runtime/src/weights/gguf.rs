@@ -63,7 +63,9 @@ pub enum GgufError {
         version: u32,
     },
     /// More entries than the file has room for, or than anyone needs.
-    #[error("the header claims {claimed} {what}, but there can be {limit} at most; the file is damaged")]
+    #[error(
+        "the header claims {claimed} {what}, but there can be {limit} at most: cut off or damaged; download it again"
+    )]
     Count {
         /// What is counted.
         what: &'static str,
@@ -227,8 +229,10 @@ impl Record {
             Format::Unknown(_) => None,
             Format::Known(format) => {
                 let (&cols, rows) = shape.split_last().expect("one axis at least");
-                let row = format.row_bytes(cols).ok_or_else(|| bad("its rows are no whole number of blocks"))?;
-                let len = rows.iter().try_fold(row, |product, &extent| product.checked_mul(extent));
+                if !cols.is_multiple_of(format.block_len()) {
+                    return Err(bad("its rows are no whole number of blocks"));
+                }
+                let len = rows.iter().fold(format.row_bytes(cols), |len, &extent| len?.checked_mul(extent));
                 Some(len.ok_or_else(|| bad("that many bytes overflow"))? as u64)
             }
         };
@@ -316,4 +320,132 @@ fn format(id: u32) -> Format {
         _ => return Format::Unknown(format!("type {id}").into()),
     };
     Format::Unknown(name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{GgufWriter, fixture::patched};
+    use thinkey_kernels::format::Matrix;
+
+    fn matrix(format: WeightFormat, rows: usize, fill: u8) -> Matrix {
+        let bytes = (0..format.row_bytes(256).unwrap() * rows).map(|at| fill.wrapping_add(at as u8)).collect();
+        Matrix::new(format, rows, 256, bytes).unwrap()
+    }
+
+    /// Two matrices: "one" of 2×256 F32 at offset 0, "two" of 3×256 Q4_0 at offset 2048.
+    fn pair() -> GgufWriter {
+        let mut file = GgufWriter::default();
+        file.set("general.alignment", 32_u32);
+        file.matrix("one", &matrix(WeightFormat::F32, 2, 1)).matrix("two", &matrix(WeightFormat::Q4_0, 3, 2));
+        file
+    }
+
+    fn error(bytes: Vec<u8>) -> GgufError {
+        Gguf::open(&bytes.into()).err().expect("the file is damaged")
+    }
+
+    #[test]
+    fn every_format_comes_back_as_it_was_written() {
+        let mut file = GgufWriter::default();
+        for (at, format) in WeightFormat::ALL.into_iter().enumerate() {
+            file.matrix(format.name(), &matrix(format, at + 1, at as u8));
+        }
+        let gguf = Gguf::open(&file.to_bytes().into()).unwrap();
+        for (at, format) in WeightFormat::ALL.into_iter().enumerate() {
+            let found = gguf.tensors.get(format.name()).unwrap().matrix().unwrap();
+            assert_eq!((found.format(), found.rows(), found.cols()), (format, at + 1, 256));
+            assert_eq!(found.bytes(), matrix(format, at + 1, at as u8).bytes());
+        }
+    }
+
+    #[test]
+    fn versions_two_and_three_are_read_and_others_named() {
+        let version = |bytes: [u8; 4]| {
+            let file = pair().to_bytes();
+            Gguf::open(&[&file[..4], &bytes, &file[8..]].concat().into()).map(|gguf| gguf.version)
+        };
+        assert_eq!((version([2, 0, 0, 0]).ok(), version([3, 0, 0, 0]).ok()), (Some(2), Some(3)));
+        assert_eq!(version([1, 0, 0, 0]).err(), Some(GgufError::Version { version: 1 }));
+        assert_eq!(version([4, 0, 0, 0]).err(), Some(GgufError::Version { version: 4 }));
+        assert_eq!(version([0, 0, 0, 3]).err(), Some(GgufError::BigEndian));
+        assert_eq!(error(b"FUGG\0\0\0\x03".to_vec()), GgufError::BigEndian);
+        assert_eq!(
+            error(b"PK\x03\x04".to_vec()).to_string(),
+            "not a GGUF file: it starts with \"PK\\x03\\x04\" instead of \"GGUF\""
+        );
+    }
+
+    #[test]
+    fn lying_headers_are_found_out() {
+        let file = pair().to_bytes();
+        let len = file.len();
+        let spoilt = |after: &str, skip: usize, bytes: &[u8]| error(patched(&file, after, skip, bytes)).to_string();
+        let huge = (u64::MAX / 2).to_le_bytes();
+        // Counts of tensors and keys come after magic and version; a tensor's record is its name, the number of axes,
+        // the extents, the format and the offset.
+        assert_eq!(
+            spoilt("GGUF", 4, &huge),
+            format!(
+                "the header claims {} tensors, but there can be {} at most: cut off or damaged; download it again",
+                u64::MAX / 2,
+                (len - 24) / 32
+            )
+        );
+        assert!(spoilt("GGUF", 12, &huge).contains(" metadata keys, but there can be "));
+        assert_eq!(spoilt("general.alignment", 4, &[0; 4]), "general.alignment is 0; it must be a power of two");
+        assert_eq!(
+            spoilt("general.alignment", 4, &[24, 0, 0, 0]),
+            "general.alignment is 24; it must be a power of two"
+        );
+        assert!(
+            spoilt("general.alignment", 4, &[0, 0, 0, 0x80]).starts_with("tensor \"two\" starts at offset 2048, which")
+        );
+        assert_eq!(spoilt("one", 0, &[5, 0, 0, 0]), "tensor \"one\" has 5 axes; there must be 1 to 4");
+        assert_eq!(spoilt("one", 0, &[0; 4]), "tensor \"one\" has 0 axes; there must be 1 to 4");
+        assert_eq!(spoilt("one", 4, &[0; 8]), "tensor \"one\" is 2×0 (outermost first); an extent is zero");
+        assert!(spoilt("one", 4, &huge).ends_with("that many bytes overflow"));
+        assert!(spoilt("one", 12, &huge).ends_with("that many elements overflow"));
+        assert_eq!(
+            spoilt("two", 4, &33_u64.to_le_bytes()),
+            "tensor \"two\" is 3×33 (outermost first); its rows are no whole number of blocks"
+        );
+        assert_eq!(
+            spoilt("two", 24, &2049_u64.to_le_bytes()),
+            "tensor \"two\" starts at offset 2049, which is no multiple of the alignment 32"
+        );
+        assert_eq!(
+            spoilt("two", 24, &2016_u64.to_le_bytes()),
+            "tensors \"one\" and \"two\" overlap; the file is damaged"
+        );
+        assert_eq!(
+            spoilt("two", 24, &2080_u64.to_le_bytes()),
+            format!("the tensors take {} bytes, but the file has {len}: cut off; download it again", len + 32)
+        );
+        assert!(spoilt("two", 24, &(u64::MAX - 31).to_le_bytes()).contains(&format!("take {} bytes", u64::MAX)));
+        // A tensor that cannot be measured must start inside the file all the same.
+        let unknown = [&16_u32.to_le_bytes()[..], &(1_u64 << 40).to_le_bytes()].concat();
+        assert!(spoilt("two", 20, &unknown).starts_with("the tensors take "));
+        assert_eq!(error(patched(&file, "tw", 0, b"\xff")), GgufError::Name { at: position(&file, "two") - 8 });
+        let same = [&file[..position(&file, "two")], b"one", &file[position(&file, "two") + 3..]].concat();
+        assert_eq!(error(same), GgufError::DuplicateTensor { name: "one".into() });
+    }
+
+    fn position(file: &[u8], name: &str) -> usize {
+        file.windows(name.len()).position(|window| window == name.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_cut_off_file_says_how_much_is_missing() {
+        let file = Bytes::from(pair().to_bytes());
+        let open = |len: usize| Gguf::open(&file.slice(..len)).err().unwrap();
+        let (need, have) = (file.len() as u64, file.len() - 1);
+        assert_eq!(open(have), GgufError::Truncated { need, have: have as u64 });
+        assert_eq!(
+            open(30).to_string(),
+            "the header claims 1 metadata keys, but there can be 0 at most: cut off or damaged; download it again"
+        );
+        let header = position(&file, "two") + 10;
+        assert!(matches!(open(header), GgufError::Short(Short { have, .. }) if have == header));
+    }
 }

@@ -161,3 +161,123 @@ fn sliding_window(fields: &Fields, architecture: Architecture) -> Result<Option<
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::fixture;
+    use serde_json::json;
+
+    fn parsed(
+        architecture: Architecture,
+        layers: usize,
+        changes: &[(&str, Value)],
+    ) -> Result<ModelConfig, SafetensorsError> {
+        let mut json = fixture::json(&ModelConfig { layers, ..fixture::config(architecture) });
+        for (field, value) in changes {
+            match value {
+                Value::String(word) if word == "absent" => _ = json.as_object_mut().unwrap().remove(*field),
+                value => json[*field] = value.clone(),
+            }
+        }
+        parse(json.to_string().as_bytes(), true)
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_in_the_class() {
+        let absent = json!("absent");
+        let llama = |changes: &[(&str, Value)]| parsed(Architecture::Llama, 2, changes).unwrap();
+        assert_eq!(llama(&[("head_dim", absent.clone())]).head_dim, 16);
+        assert_eq!(llama(&[("head_dim", Value::Null)]).head_dim, 16);
+        assert_eq!(llama(&[("num_key_value_heads", absent.clone())]).kv_heads, 4);
+        assert_eq!(llama(&[("rope_theta", absent.clone())]).rope, fixture::config(Architecture::Llama).rope);
+        assert_eq!(parsed(Architecture::Qwen3, 2, &[("head_dim", absent.clone())]).unwrap().head_dim, 128);
+        assert!(!llama(&[("tie_word_embeddings", absent.clone())]).tied_embeddings);
+        let error = parsed(Architecture::Mistral, 2, &[("num_key_value_heads", absent.clone())]).unwrap_err();
+        assert_eq!(error.to_string(), "field \"num_key_value_heads\" is missing");
+        let error = parsed(Architecture::Llama, 2, &[("hidden_size", absent)]).unwrap_err();
+        assert!(error.to_string().starts_with("not as expected: missing field `hidden_size`"), "{error}");
+    }
+
+    #[test]
+    fn rope_scaling_is_read_from_either_place() {
+        let config = |changes: &[(&str, Value)]| parsed(Architecture::Llama, 2, changes);
+        let llama3 = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64, "rope_theta": 5000.0
+        });
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 64.0 };
+        let expected = Rope::new(5000.0, 16, scaling, Pairing::Halves).unwrap();
+        assert_eq!(config(&[("rope_scaling", llama3.clone())]).unwrap().rope, expected);
+        assert_eq!(config(&[("rope_parameters", llama3), ("rope_theta", json!(7.0))]).unwrap().rope, expected);
+        let linear = config(&[("rope_scaling", json!({"type": "linear", "factor": 2}))]).unwrap().rope;
+        let expected = Rope::new(fixture::THETA, 16, RopeScaling::Linear { factor: 2.0 }, Pairing::Halves).unwrap();
+        assert_eq!(linear, expected);
+        assert_eq!(
+            config(&[("rope_parameters", json!({"rope_type": "default", "rope_theta": 10000}))]).unwrap().rope,
+            fixture::config(Architecture::Llama).rope
+        );
+
+        let error = |changes: &[(&str, Value)]| config(changes).unwrap_err().to_string();
+        for name in ["yarn", "dynamic", "longrope"] {
+            assert_eq!(
+                error(&[("rope_scaling", json!({"rope_type": name, "factor": 4.0}))]),
+                format!("RoPE scaling {name:?} is not supported; supported are default, linear, llama3")
+            );
+        }
+        assert_eq!(error(&[("rope_scaling", json!({"type": "linear"}))]), "field \"rope_scaling.factor\" is missing");
+        // One set for each kind of layer, as newer families have it.
+        let per_layer = json!({"full_attention": {"rope_type": "default"}});
+        assert_eq!(error(&[("rope_parameters", per_layer)]), "field \"rope_scaling.rope_type\" is missing");
+        assert_eq!(
+            error(&[("partial_rotary_factor", json!(0.5))]),
+            "partial rotary embedding (partial_rotary_factor 0.5) is not supported; all 16 channels of a head must be \
+             rotated"
+        );
+        assert_eq!(error(&[("rope_theta", json!(0))]), "rope theta is 0; it must be above zero and finite");
+    }
+
+    #[test]
+    fn windows_hold_for_all_layers_or_none() {
+        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+        let window = |family, changes: &[(&str, Value)]| {
+            let changes = [&[("sliding_window", json!(32))], changes].concat();
+            parsed(family, 30, &changes).map(|config| config.sliding_window)
+        };
+        let on = ("use_sliding_window", json!(true));
+        let all_full = json!(vec!["full_attention"; 30]);
+        assert_eq!(window(Mistral, &[]).unwrap(), Some(32));
+        assert_eq!(window(Mistral, &[("sliding_window", json!(128))]).unwrap(), None);
+        assert_eq!(window(Llama, &[]).unwrap(), None);
+        assert_eq!(window(Qwen2, &[]).unwrap(), None);
+        assert_eq!(window(Qwen3, &[("use_sliding_window", json!(false))]).unwrap(), None);
+        assert_eq!(window(Qwen2, &[on.clone(), ("max_window_layers", json!(0))]).unwrap(), Some(32));
+        assert_eq!(window(Qwen2, &[on.clone(), ("max_window_layers", json!(30))]).unwrap(), None);
+        assert_eq!(window(Qwen3, &[on.clone(), ("layer_types", all_full)]).unwrap(), None);
+        let error = window(Qwen2, &[on]).unwrap_err();
+        assert!(error.to_string().starts_with("a sliding window in 2 of 30 layers is not supported"), "{error}");
+        assert!(
+            window(Mistral, &[("sliding_window", json!(0))]).unwrap_err().to_string().starts_with("sliding window")
+        );
+    }
+
+    #[test]
+    fn what_would_change_the_result_is_refused() {
+        let error = |changes: &[(&str, Value)]| parsed(Architecture::Llama, 2, changes).unwrap_err().to_string();
+        assert!(error(&[("hidden_act", json!("gelu"))]).starts_with("hidden_act \"gelu\" is not supported"));
+        assert!(
+            error(&[("quantization_config", json!({"quant_method": "gptq"}))])
+                .starts_with("quantization_config of method \"gptq\" is not supported")
+        );
+        assert!(
+            error(&[("architectures", json!(["GPT2LMHeadModel"]))])
+                .starts_with("architecture \"GPT2LMHeadModel\" is not supported; supported are LlamaForCausalLM,")
+        );
+        assert_eq!(error(&[("architectures", json!([]))]), "field \"architectures\" is missing");
+        // A shape that would take all memory is refused before anything is made of it.
+        assert!(error(&[("head_dim", json!(u64::MAX))]).starts_with("head_dim is 18446744073709551615; it must be"));
+        assert!(error(&[("hidden_size", json!(-1))]).starts_with("not as expected: invalid value: integer `-1`"));
+        assert!(parse(b"\xff", false).unwrap_err().to_string().starts_with("not as expected: "));
+    }
+}

@@ -357,3 +357,122 @@ fn skip(cursor: &mut Cursor<'_>, kind: ValueType, key: &str, depth: u32) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One entry: key, number of the type, bytes of the value.
+    fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        [&text(key.as_bytes())[..], &kind.to_le_bytes(), value].concat()
+    }
+
+    fn text(bytes: &[u8]) -> Vec<u8> {
+        [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat()
+    }
+
+    /// Bytes of an array's value.
+    fn array(kind: u32, count: u64, items: &[u8]) -> Vec<u8> {
+        [&kind.to_le_bytes()[..], &count.to_le_bytes(), items].concat()
+    }
+
+    fn parse(entries: &[Vec<u8>]) -> Result<Metadata, MetadataError> {
+        let file = Bytes::from(entries.concat());
+        let (metadata, end) = Metadata::parse(file.clone(), 0, entries.len() as u64)?;
+        assert_eq!(end, file.len());
+        Ok(metadata)
+    }
+
+    fn error(entries: &[Vec<u8>]) -> String {
+        parse(entries).err().expect("the metadata is damaged").to_string()
+    }
+
+    #[test]
+    fn integers_of_any_width_are_read() {
+        let numbers = parse(&[
+            entry("u8", 0, &[200]),
+            entry("i8", 1, &[0x9c]),
+            entry("u16", 2, &[0x39, 0x30]),
+            entry("i32", 5, &5_i32.to_le_bytes()),
+            entry("i64", 11, &(-5_i64).to_le_bytes()),
+            entry("u64", 10, &(1_u64 << 32).to_le_bytes()),
+        ])
+        .unwrap();
+        assert_eq!(numbers.unsigned("u8"), Ok(Some(200)));
+        assert_eq!(numbers.unsigned("u16"), Ok(Some(12345)));
+        assert_eq!(numbers.u32("i32"), Ok(Some(5)));
+        assert_eq!(numbers.unsigned("u64"), Ok(Some(1 << 32)));
+        assert_eq!(numbers.u32("absent"), Ok(None));
+        let message = |result: Result<Option<u32>, MetadataError>| result.unwrap_err().to_string();
+        assert_eq!(message(numbers.u32("u64")), "metadata key \"u64\" is 4294967296; expected a number of 32 bits");
+        assert_eq!(message(numbers.u32("i8")), "metadata key \"i8\" is the i8 -100; expected an unsigned integer");
+        assert_eq!(message(numbers.u32("i64")), "metadata key \"i64\" is the i64 -5; expected an unsigned integer");
+        let missing = numbers.need("absent", Metadata::u32).unwrap_err();
+        assert_eq!(missing.to_string(), "metadata key \"absent\" is missing");
+    }
+
+    #[test]
+    fn values_of_another_type_are_named() {
+        let values = parse(&[
+            entry("f32", 6, &1.5_f32.to_le_bytes()),
+            entry("f64", 12, &2.5_f64.to_le_bytes()),
+            entry("true", 7, &[1]),
+            entry("two", 7, &[2]),
+            entry("text", 8, &text("schön".as_bytes())),
+            entry("latin", 8, &text(b"sch\xf6n")),
+            entry("texts", 9, &array(8, 2, &[text(b"a"), text(b"\xff")].concat())),
+            entry("i32s", 9, &array(5, 2, &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])),
+        ])
+        .unwrap();
+        assert_eq!((values.f32("f32"), values.f32("f64")), (Ok(Some(1.5)), Ok(Some(2.5))));
+        assert_eq!((values.bool("true"), values.text("text")), (Ok(Some(true)), Ok(Some("schön"))));
+        assert_eq!(values.i32s("i32s"), Ok(Some(vec![1, -1])));
+        let cases = [
+            (values.f32("true").err(), "metadata key \"true\" is the bool 1; expected a floating-point number"),
+            (values.bool("two").err(), "metadata key \"two\" is the bool 2; expected a bool (0 or 1)"),
+            (values.text("f32").err(), "metadata key \"f32\" is a f32; expected a string"),
+            (values.text("latin").err(), "metadata key \"latin\" is not valid UTF-8"),
+            (values.texts("texts").err(), "metadata key \"texts\"[1] is not valid UTF-8"),
+            (values.texts("i32s").err(), "metadata key \"i32s\" is an array of i32; expected an array of strings"),
+            (values.f32s("text").err(), "metadata key \"text\" is a string; expected an array of f32"),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(error.unwrap().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn arrays_that_lie_about_their_length_run_into_the_end() {
+        for kind in [0, 8, 10] {
+            let found = parse(&[entry("a", 9, &array(kind, u64::MAX, &[0; 64]))]).err();
+            assert!(matches!(found, Some(MetadataError::Short(Short { have: 89, .. }))), "{found:?}");
+        }
+        let long = entry("a", 8, &[&u64::MAX.to_le_bytes()[..], b"text"].concat());
+        assert_eq!(
+            error(&[long]),
+            "the header asks for 18446744073709551615 bytes at byte 21, but the file has 25 in all: cut off or \
+             damaged; download it again"
+        );
+    }
+
+    #[test]
+    fn arrays_nest_a_little() {
+        let nested = |depth: usize| (1..depth).fold(array(0, 1, &[7]), |inner, _| array(9, 1, &inner));
+        parse(&[entry("a", 9, &nested(4))]).unwrap();
+        assert_eq!(error(&[entry("a", 9, &nested(5))]), "metadata key \"a\" nests arrays deeper than 4");
+        assert_eq!(error(&[entry("a", 9, &nested(100_000))]), "metadata key \"a\" nests arrays deeper than 4");
+    }
+
+    #[test]
+    fn keys_are_checked() {
+        let key = |name: &str| entry(name, 0, &[1]);
+        assert_eq!(error(&[key("a"), key("b"), key("a")]), "metadata key \"a\" occurs twice");
+        assert_eq!(
+            error(&[entry("a", 13, &[])]),
+            "metadata key \"a\" has the unknown value type 13; the file is damaged or newer than GGUF v3"
+        );
+        let long = "k".repeat(MAX_KEY_BYTES + 1);
+        assert!(error(&[key(&long)]).starts_with("the metadata key at byte 0 is not text"));
+        parse(&[key(&long[1..])]).unwrap();
+    }
+}

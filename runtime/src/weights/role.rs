@@ -155,3 +155,54 @@ impl Role {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::config::Architecture, weights::fixture};
+    use std::collections::BTreeSet;
+
+    /// Names as they stand in published files of layer 1, biases of Qwen2 and head norms of Qwen3 last.
+    const NAMES: [(&str, &str); 14] = [
+        ("blk.1.attn_norm.weight", "model.layers.1.input_layernorm.weight"),
+        ("blk.1.attn_q.weight", "model.layers.1.self_attn.q_proj.weight"),
+        ("blk.1.attn_k.weight", "model.layers.1.self_attn.k_proj.weight"),
+        ("blk.1.attn_v.weight", "model.layers.1.self_attn.v_proj.weight"),
+        ("blk.1.attn_output.weight", "model.layers.1.self_attn.o_proj.weight"),
+        ("blk.1.ffn_norm.weight", "model.layers.1.post_attention_layernorm.weight"),
+        ("blk.1.ffn_gate.weight", "model.layers.1.mlp.gate_proj.weight"),
+        ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
+        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+        ("blk.1.attn_q.bias", "model.layers.1.self_attn.q_proj.bias"),
+        ("blk.1.attn_k.bias", "model.layers.1.self_attn.k_proj.bias"),
+        ("blk.1.attn_v.bias", "model.layers.1.self_attn.v_proj.bias"),
+        ("blk.1.attn_q_norm.weight", "model.layers.1.self_attn.q_norm.weight"),
+        ("blk.1.attn_k_norm.weight", "model.layers.1.self_attn.k_norm.weight"),
+    ];
+
+    #[test]
+    fn weights_are_called_as_in_published_files() {
+        let outer = [
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("output_norm.weight", "model.norm.weight"),
+            ("output.weight", "lm_head.weight"),
+        ];
+        // Of the fixtures only Qwen3 ties its output.
+        for (architecture, outer, parts) in [
+            (Architecture::Llama, &outer[..], &[&NAMES[..9]][..]),
+            (Architecture::Qwen2, &outer[..], &[&NAMES[..12]]),
+            (Architecture::Qwen3, &outer[..2], &[&NAMES[..9], &NAMES[12..]]),
+        ] {
+            let expected: BTreeSet<_> = parts.iter().copied().flatten().chain(outer).copied().collect();
+            let names: Vec<_> = Role::needed(&fixture::config(architecture))
+                .filter(|role| !matches!(role, Role::Layer(0, _)))
+                .map(|role| (role.gguf_name(), role.hugging_face_name()))
+                .collect();
+            assert_eq!(names.len(), expected.len());
+            assert_eq!(
+                names.iter().map(|(gguf, folder)| (gguf.as_str(), folder.as_str())).collect::<BTreeSet<_>>(),
+                expected
+            );
+        }
+    }
+}

@@ -218,3 +218,170 @@ fn problem(file: &[u8], error: SafeTensorError) -> SafetensorsError {
     };
     need.map_or(SafetensorsError::Invalid(error), |need| SafetensorsError::Length { need, have: file.len() as u64 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::config::Architecture,
+        weights::{Checkpoint, fixture},
+    };
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use std::fs;
+
+    /// A file of that header and so many zeros.
+    fn file(header: &str, data: usize) -> Bytes {
+        let len = header.len() as u64;
+        [&len.to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat().into()
+    }
+
+    fn error(file: &Bytes) -> String {
+        read(file).err().expect("the file is damaged").to_string()
+    }
+
+    #[test]
+    fn dtypes_are_read_and_others_kept_for_the_message() {
+        let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},
+            "b":{"dtype":"BF16","shape":[1,2],"data_offsets":[4,8]},
+            "c":{"dtype":"I64","shape":[1],"data_offsets":[8,16]},
+            "d":{"dtype":"BF16","shape":[2],"data_offsets":[16,20]}}"#;
+        let mut bytes = file(header, 20).to_vec();
+        let data = bytes.len() - 20;
+        bytes[data + 16..].copy_from_slice(&[0x80, 0x3f, 0x00, 0xc0]);
+        bytes[data..data + 8].copy_from_slice(&[0x00, 0x3c, 0x00, 0xc0, 0x80, 0x3f, 0x00, 0xc0]);
+        let tensors = read(&bytes.into()).unwrap();
+        assert_eq!(tensors[0].vector().unwrap(), [1.0, -2.0]);
+        let matrix = tensors[1].matrix().unwrap();
+        assert_eq!((matrix.format(), matrix.rows(), matrix.cols()), (WeightFormat::Bf16, 1, 2));
+        assert_eq!(matrix.bytes(), [0x80, 0x3f, 0x00, 0xc0]);
+        assert_eq!(tensors[3].vector().unwrap(), [1.0, -2.0]);
+        assert_eq!(tensors[2].format.name(), "I64");
+        assert!(tensors[2].check(&[1]).unwrap_err().to_string().starts_with("tensor \"c\" is stored as I64, which"));
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_said_in_bytes() {
+        let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let whole = file(header, 8);
+        assert_eq!(read(&whole).unwrap().len(), 1);
+        let message = |need: u64, have: usize| {
+            format!(
+                "header and tensors take {need} bytes, but the file has {have}: cut off or damaged; download it again"
+            )
+        };
+        let len = whole.len();
+        assert_eq!(error(&whole.slice(..len - 1)), message(len as u64, len - 1));
+        assert_eq!(error(&file(header, 9)), message(len as u64, len + 1));
+        assert_eq!(error(&whole.slice(..20)), message(8 + header.len() as u64, 20));
+        assert_eq!(error(&whole.slice(..7)), message(8, 7));
+        assert_eq!(error(&Bytes::new()), message(8, 0));
+        assert!(error(&[0xff; 32].to_vec().into()).starts_with("not a usable safetensors file: "));
+    }
+
+    #[test]
+    fn offsets_that_lie_are_refused() {
+        for header in [
+            // Overlapping, with a gap, backwards, of another length than the shape, and overflowing.
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+                "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#,
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]}}"#,
+            r#"{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}"#,
+            "{",
+        ] {
+            let found = error(&file(header, 12));
+            assert!(found.starts_with("not a usable safetensors file: "), "{header}: {found}");
+        }
+    }
+
+    #[test]
+    fn shards_are_where_the_index_says_or_it_is_an_error() {
+        let model = fixture::config(Architecture::Llama);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        fixture::folder(&model, path, 2);
+        let whole: Value = serde_json::from_slice(&fs::read(path.join(INDEX)).unwrap()).unwrap();
+        let opened = |change: &dyn Fn(&mut Value)| {
+            let mut index = whole.clone();
+            change(&mut index["weight_map"]);
+            fs::write(path.join(INDEX), index.to_string()).unwrap();
+            Checkpoint::open(path).map(|model| model.config().layers).map_err(|error| error.to_string())
+        };
+        let error = |change: &dyn Fn(&mut Value), file: &str, expected: &str| {
+            let found = opened(change).unwrap_err();
+            assert!(found.contains(file) && found.contains(expected), "{found}");
+        };
+        assert_eq!(opened(&|_| {}), Ok(2));
+
+        let norm = Role::OutputNorm.hugging_face_name();
+        for shard in ["../model-0.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "a\\b", "./m", "m/"] {
+            let expected = format!("the index names the shard {shard:?}; a shard must be a file of the same folder");
+            error(&|map| map[&norm] = json!(shard), INDEX, &expected);
+        }
+        error(
+            &|map| map[&norm] = json!("gone"),
+            INDEX,
+            "the index names the shard \"gone\", which is not in the folder",
+        );
+        error(&|map| *map = json!({}), INDEX, "the index names no tensors");
+        error(&|map| *map = json!([]), INDEX, "not as expected: invalid type: sequence, expected a map");
+        let at = whole["weight_map"][&norm].as_str().unwrap();
+        let other = fixture::shard(usize::from(at == fixture::shard(0)));
+        error(
+            &|map| map[&norm] = json!(other),
+            at,
+            &format!("holds tensor \"model.norm.weight\", which by the index is in {other:?}; download"),
+        );
+        error(
+            &|map| _ = map.as_object_mut().unwrap().remove(&norm),
+            at,
+            "holds tensor \"model.norm.weight\", which by the index is nowhere; download",
+        );
+        error(
+            &|map| map["more"] = json!(at),
+            at,
+            "the index says that tensor \"more\" is in this file, but it is not; download",
+        );
+
+        opened(&|_| {}).unwrap();
+        fs::write(path.join("config.json"), vec![b' '; MAX_CONFIG as usize + 1]).unwrap();
+        error(&|_| {}, "config.json", "longer than 1048576 bytes");
+        fs::remove_file(path.join("config.json")).unwrap();
+        error(&|_| {}, "config.json", "cannot read ");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_never_panic(
+            changes in prop::collection::vec((0_usize..2500, any::<u8>()), 1..4),
+            keep in prop::option::of(0.0..1.0),
+        ) {
+            let model = fixture::config(Architecture::Llama);
+            let mut bytes = fixture::safetensors(&model, &Role::needed(&model).collect::<Vec<_>>());
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            if let Some(keep) = keep {
+                bytes.truncate((bytes.len() as f64 * keep) as usize);
+            }
+            let len = bytes.len();
+            if let Ok(tensors) = read(&bytes.into()) {
+                prop_assert!(tensors.iter().map(|tensor| tensor.bytes.len()).sum::<usize>() < len);
+            }
+        }
+
+        #[test]
+        fn damaged_configs_never_panic(at in 0_usize..500, byte in any::<u8>(), has_output in any::<bool>()) {
+            let mut json = fixture::json(&fixture::config(Architecture::Qwen3)).to_string().into_bytes();
+            let at = at % json.len();
+            json[at] = byte;
+            if let Ok(config) = hf_config::parse(&json, has_output) {
+                prop_assert_eq!(config.validate(), Ok(()));
+            }
+        }
+    }
+}

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 /// Where the tokenizer of a model is described.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one a model, and taken apart at once")]
 pub enum TokenizerSource {
     /// In the metadata of a GGUF file.
     Gguf(GgufTokenizer),

@@ -1,0 +1,411 @@
+//! The inner loops of decode attention on vectors: core's [`Loops`], for every [`Level`].
+//!
+//! Keys are channel-major, so 32 tokens are two vectors and a channel is one multiply-add per query head, with no
+//! horizontal sum. Up to [`HEADS`] query heads of a group share each loaded key and value: a block is read once.
+
+use super::simd::{Kernel, LANES, Level, Simd};
+use std::ops::Range;
+use thinkey_core::{
+    BLOCK, Error, Loops,
+    attend::{KeyLanes, ValueRows},
+    storage::StorageKind,
+};
+
+/// Query heads that are served from one pass over a block; a larger group takes several passes over what is then in
+/// the first-level cache.
+const HEADS: usize = 4;
+
+/// [`Loops`] with the vectors of a level.
+#[derive(Clone, Copy, Debug)]
+pub struct SimdLoops(pub Level);
+
+impl Loops for SimdLoops {
+    #[inline]
+    fn key_scores(
+        &self,
+        keys: KeyLanes<'_>,
+        queries: &[f32],
+        group: usize,
+        scores: &mut [f32],
+        score_stride: usize,
+    ) -> Result<(), Error> {
+        need("queries", group * keys.channels, queries.len())?;
+        need("keys", rows(keys.channels, keys.stride, BLOCK) * keys.kind.element_bytes(), keys.bytes.len())?;
+        need("scores", rows(group, score_stride, BLOCK), scores.len())?;
+        self.0.dispatch(KeyScores { keys, queries, group, scores, score_stride });
+        Ok(())
+    }
+
+    #[inline]
+    fn mix_values(
+        &self,
+        values: ValueRows<'_>,
+        lanes: Range<usize>,
+        weights: &[f32],
+        weight_stride: usize,
+        group: usize,
+        mixed: &mut [f32],
+    ) -> Result<(), Error> {
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        need("values", lanes.end * values.head_dim * values.kind.element_bytes(), values.bytes.len())?;
+        need("weights", rows(group, weight_stride, lanes.end), weights.len())?;
+        need("mixed values", group * values.head_dim, mixed.len())?;
+        self.0.dispatch(MixValues { values, lanes, weights, weight_stride, group, mixed });
+        Ok(())
+    }
+
+    #[inline]
+    fn exponentials(&self, x: &mut [f32], shift: f32) -> f32 {
+        self.0.dispatch(Exponentials { x, shift })
+    }
+}
+
+/// Elements from the start of the first to the end of the last of `count` rows.
+fn rows(count: usize, stride: usize, len: usize) -> usize {
+    if count == 0 { 0 } else { (count - 1).saturating_mul(stride).saturating_add(len) }
+}
+
+fn need(what: &'static str, expected: usize, actual: usize) -> Result<(), Error> {
+    if actual < expected { Err(Error::Length { what, expected, actual }) } else { Ok(()) }
+}
+
+/// Sixteen stored numbers from element `at` on.
+#[inline(always)]
+fn load<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> S::F32 {
+    match kind {
+        StorageKind::F16 => match bytes[2 * at..].first_chunk() {
+            Some(bytes) => simd.from_f16(bytes),
+            None => simd.splat(0.0),
+        },
+        _ => {
+            let mut values = [0.0; LANES];
+            for (value, bytes) in values.iter_mut().zip(bytes[4 * at..].as_chunks().0) {
+                *value = f32::from_le_bytes(*bytes);
+            }
+            simd.load(&values)
+        }
+    }
+}
+
+/// One stored number.
+#[inline(always)]
+fn load_one<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> f32 {
+    match kind {
+        StorageKind::F16 => simd.scalar_f16([bytes[2 * at], bytes[2 * at + 1]]),
+        _ => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
+    }
+}
+
+#[inline(always)]
+fn store<S: Simd>(simd: S, vector: S::F32, out: &mut [f32]) {
+    if let Some(out) = out.first_chunk_mut() {
+        simd.store(vector, out);
+    }
+}
+
+/// Runs `$body` with the constant `$N` = the heads at hand, at most [`HEADS`].
+macro_rules! with_heads {
+    ($count:expr, $N:ident => $body:expr) => {
+        match $count {
+            1 => {
+                const $N: usize = 1;
+                $body
+            }
+            2 => {
+                const $N: usize = 2;
+                $body
+            }
+            3 => {
+                const $N: usize = 3;
+                $body
+            }
+            _ => {
+                const $N: usize = HEADS;
+                $body
+            }
+        }
+    };
+}
+
+struct KeyScores<'a> {
+    keys: KeyLanes<'a>,
+    queries: &'a [f32],
+    group: usize,
+    scores: &'a mut [f32],
+    score_stride: usize,
+}
+
+impl Kernel for KeyScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let mut head = 0;
+        while head < self.group {
+            let count = (self.group - head).min(HEADS);
+            match self.keys.kind {
+                StorageKind::F16 => {
+                    with_heads!(count, N => self.heads::<S, N>(simd, StorageKind::F16, head));
+                }
+                kind => with_heads!(count, N => self.heads::<S, N>(simd, kind, head)),
+            }
+            head += count;
+        }
+    }
+}
+
+impl KeyScores<'_> {
+    #[inline(always)]
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: StorageKind, head: usize) {
+        let KeyLanes { channels, stride, bytes, .. } = self.keys;
+        let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][..channels]);
+        let mut sums = [[simd.splat(0.0); 2]; N];
+        for channel in 0..channels {
+            let keys = [load(simd, kind, bytes, channel * stride), load(simd, kind, bytes, channel * stride + LANES)];
+            for n in 0..N {
+                let q = simd.splat(queries[n][channel]);
+                sums[n][0] = simd.fma(q, keys[0], sums[n][0]);
+                sums[n][1] = simd.fma(q, keys[1], sums[n][1]);
+            }
+        }
+        for (n, [low, high]) in sums.into_iter().enumerate() {
+            let out = &mut self.scores[(head + n) * self.score_stride..];
+            store(simd, low, out);
+            store(simd, high, &mut out[LANES..]);
+        }
+    }
+}
+
+struct MixValues<'a> {
+    values: ValueRows<'a>,
+    lanes: Range<usize>,
+    weights: &'a [f32],
+    weight_stride: usize,
+    group: usize,
+    mixed: &'a mut [f32],
+}
+
+impl Kernel for MixValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let mut head = 0;
+        while head < self.group {
+            let count = (self.group - head).min(HEADS);
+            match self.values.kind {
+                StorageKind::F16 => {
+                    with_heads!(count, N => self.heads::<S, N>(simd, StorageKind::F16, head));
+                }
+                kind => with_heads!(count, N => self.heads::<S, N>(simd, kind, head)),
+            }
+            head += count;
+        }
+    }
+}
+
+impl MixValues<'_> {
+    #[inline(always)]
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: StorageKind, head: usize) {
+        let ValueRows { bytes, head_dim, .. } = self.values;
+        let weights: [&[f32]; N] =
+            std::array::from_fn(|n| &self.weights[(head + n) * self.weight_stride..][..self.lanes.end]);
+        let vectors = head_dim / LANES;
+        for vector in 0..vectors {
+            let column = vector * LANES;
+            // Even and odd tokens apart: two chains of multiply-adds a head hide their latency.
+            let mut sums = [[simd.splat(0.0); 2]; N];
+            let mut lane = self.lanes.start;
+            while lane < self.lanes.end {
+                for parity in 0..2 {
+                    if lane + parity < self.lanes.end {
+                        let value = load(simd, kind, bytes, (lane + parity) * head_dim + column);
+                        for n in 0..N {
+                            let weight = simd.splat(weights[n][lane + parity]);
+                            sums[n][parity] = simd.fma(weight, value, sums[n][parity]);
+                        }
+                    }
+                }
+                lane += 2;
+            }
+            for (n, [even, odd]) in sums.into_iter().enumerate() {
+                let mixed = &mut self.mixed[(head + n) * head_dim + column..];
+                let Some(before) = mixed.first_chunk() else { continue };
+                let sum = simd.add(simd.load(before), simd.add(even, odd));
+                store(simd, sum, mixed);
+            }
+        }
+        for column in vectors * LANES..head_dim {
+            for (n, weights) in weights.iter().enumerate() {
+                for lane in self.lanes.clone() {
+                    let value = load_one(simd, kind, bytes, lane * head_dim + column);
+                    self.mixed[(head + n) * head_dim + column] += weights[lane] * value;
+                }
+            }
+        }
+    }
+}
+
+struct Exponentials<'a> {
+    x: &'a mut [f32],
+    shift: f32,
+}
+
+impl Kernel for Exponentials<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f32 {
+        let mut sums = [0.0f32; LANES];
+        let (vectors, rest) = self.x.as_chunks_mut::<LANES>();
+        for vector in vectors {
+            for (x, sum) in vector.iter_mut().zip(&mut sums) {
+                *x = exponential(*x - self.shift);
+                *sum += *x;
+            }
+        }
+        for (x, sum) in rest.iter_mut().zip(&mut sums) {
+            *x = exponential(*x - self.shift);
+            *sum += *x;
+        }
+        sums.iter().sum()
+    }
+}
+
+/// e^x for x ≤ 0, within 2 units in the last place; 0 below -87. Branch-free, so that loops over it vectorise.
+///
+/// e^x = 2^n · e^r with n = round(x / ln 2) and |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7.
+#[inline(always)]
+fn exponential(x: f32) -> f32 {
+    // 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts, the first with few enough bits that n · HIGH is exact (Cody & Waite).
+    const HIGH: f32 = 0.693_359_4;
+    const LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.max(-87.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * HIGH) - n * LOW;
+    let p = 1.0 / 5040.0;
+    let p = p * r + 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    // The integer n sits in the low bits of `shifted`; 127 biases the exponent.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { p * scale }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+    use proptest::prelude::*;
+    use thinkey_core::Plain;
+
+    /// Stored numbers on a cache line, as the cache has them.
+    fn stored(kind: StorageKind, numbers: &[f32]) -> Vec<[u64; 8]> {
+        let mut lines = vec![[0u64; 8]; (numbers.len() * kind.element_bytes()).div_ceil(64)];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
+        for (to, &x) in bytes.chunks_exact_mut(kind.element_bytes()).zip(numbers) {
+            match kind {
+                StorageKind::F16 => to.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
+                _ => to.copy_from_slice(&x.to_le_bytes()),
+            }
+        }
+        lines
+    }
+
+    fn number(seed: &mut u64) -> f32 {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
+        std::iter::repeat_with(|| number(seed)).take(len).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_equals_the_plain_loops(
+            channels in 1usize..=130,
+            extra in 0usize..3,
+            group in 1usize..=9,
+            half in any::<bool>(),
+            lanes in (0usize..=32, 0usize..=32),
+            mut seed in any::<u64>(),
+        ) {
+            let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
+            let size = kind.element_bytes();
+            let stride = BLOCK * (1 + extra);
+            let len = (channels - 1) * stride + BLOCK;
+            let lines = stored(kind, &numbers(&mut seed, len));
+            let keys = KeyLanes { kind, bytes: &bytemuck::cast_slice(&lines)[..len * size], channels, stride };
+            let queries = numbers(&mut seed, group * channels);
+            let mut expected = vec![0.0; group * 40];
+            Plain.key_scores(keys, &queries, group, &mut expected, 40).unwrap();
+
+            let row_len = BLOCK * channels;
+            let lines = stored(kind, &numbers(&mut seed, row_len));
+            let values = ValueRows { kind, bytes: &bytemuck::cast_slice(&lines)[..row_len * size], head_dim: channels };
+            let weights = numbers(&mut seed, group * 40);
+            let before = numbers(&mut seed, group * channels);
+            let lanes = lanes.0.min(lanes.1)..lanes.0.max(lanes.1);
+            let mut expected_mix = before.clone();
+            Plain.mix_values(values, lanes.clone(), &weights, 40, group, &mut expected_mix).unwrap();
+
+            for level in Level::available() {
+                let loops = SimdLoops(level);
+                let mut scores = vec![0.0; group * 40];
+                loops.key_scores(keys, &queries, group, &mut scores, 40).unwrap();
+                let mut mix = before.clone();
+                loops.mix_values(values, lanes.clone(), &weights, 40, group, &mut mix).unwrap();
+                for (a, b) in scores.iter().chain(&mix).zip(expected.iter().chain(&expected_mix)) {
+                    prop_assert!((a - b).abs() < 1e-4, "{}: {a} instead of {b}", level.name());
+                }
+            }
+        }
+
+        #[test]
+        fn exponentials_equal_the_standard_library(
+            x in prop::collection::vec(-120.0f32..=0.0, 0..100),
+            shift in -50.0f32..50.0,
+        ) {
+            for level in Level::available() {
+                let mut ours: Vec<f32> = x.iter().map(|x| x + shift).collect();
+                let theirs: Vec<f32> = ours.iter().map(|x| (x - shift).exp()).collect();
+                let sum = SimdLoops(level).exponentials(&mut ours, shift);
+                for (a, b) in ours.iter().zip(&theirs) {
+                    prop_assert!((a - b).abs() <= 4e-7 * b + 1e-37, "{a} instead of {b}");
+                }
+                let expected: f32 = theirs.iter().sum();
+                prop_assert!((sum - expected).abs() <= 1e-5 * expected.max(1e-30));
+            }
+        }
+    }
+
+    #[test]
+    fn infinity_weighs_nothing_and_the_largest_weighs_one() {
+        for level in Level::available() {
+            let mut x = [f32::NEG_INFINITY, 3.0, 2.0];
+            let sum = SimdLoops(level).exponentials(&mut x, 3.0);
+            assert_eq!((x[0], x[1]), (0.0, 1.0));
+            assert!((sum - 1.367_879_4).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn short_slices_are_errors() {
+        let loops = SimdLoops(Level::best());
+        let keys = KeyLanes { kind: StorageKind::F32, bytes: &[0; 127], channels: 1, stride: 32 };
+        assert!(loops.key_scores(keys, &[0.0], 1, &mut [0.0; 32], 32).is_err());
+        let values = ValueRows { kind: StorageKind::F32, bytes: &[0; 64], head_dim: 16 };
+        assert!(loops.mix_values(values, 0..2, &[0.0; 32], 32, 1, &mut [0.0; 16]).is_err());
+        assert!(loops.mix_values(values, 0..1, &[0.0; 32], 32, 1, &mut [0.0; 15]).is_err());
+    }
+}
