@@ -18,10 +18,17 @@ impl Decode for Q5_0 {
 
 /// The 5-bit codes of weights 0..16 and 16..32, from their high bits and low halves.
 #[inline(always)]
-pub(super) fn codes(high: [u8; 4], low: [u8; 16]) -> [[u8; 16]; 2] {
-    // Byte i of these spreads has bit i of the 16 high bits alone: a comparison makes it a flag.
-    let spread =
-        |pair: [u8; 2]| -> [u8; 16] { std::array::from_fn(|i| if pair[i / 8] & (1 << (i % 8)) == 0 { 0 } else { 16 }) };
-    let (first, second) = (spread([high[0], high[1]]), spread([high[2], high[3]]));
-    [std::array::from_fn(|i| low[i] & 15 | first[i]), std::array::from_fn(|i| low[i] >> 4 | second[i])]
+pub(super) fn codes(high: &[u8; 4], low: &[u8; 16]) -> [[u8; 16]; 2] {
+    let high = high.map(spread);
+    let bit = |i: usize| high[i / 8][i % 8];
+    [std::array::from_fn(|i| low[i] & 15 | bit(i)), std::array::from_fn(|i| low[i] >> 4 | bit(16 + i))]
+}
+
+/// 16 in every byte whose bit of `bits` is set.
+#[inline(always)]
+fn spread(bits: u8) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // Bit i alone in byte i, then carried to the top of the byte.
+    let alone = u64::from(bits) * ONES & 0x8040_2010_0804_0201;
+    ((alone + 0x7F * ONES) >> 3 & 16 * ONES).to_le_bytes()
 }

@@ -13,8 +13,8 @@ impl Decode for Q5K {
             let groups = groups(simd, part(block, 0));
             for (g, group) in groups.into_iter().enumerate() {
                 let vector = |half: usize| {
-                    let high: [u8; LANES] = part(block, 16 + LANES * half);
-                    let low: [u8; LANES] = part(block, 48 + 32 * (g / 2) + LANES * half);
+                    let high: &[u8; LANES] = part(block, 16 + LANES * half);
+                    let low: &[u8; LANES] = part(block, 48 + 32 * (g / 2) + LANES * half);
                     let codes = std::array::from_fn(|l| low[l] >> (4 * (g % 2)) & 15 | (high[l] >> g & 1) << 4);
                     simd.affine(simd.from_i8(&codes), group.scale, group.min)
                 };

@@ -1,0 +1,400 @@
+//! Attention of a layer: decode over the thin cache, and exact prefill.
+
+use super::{
+    aligned::AlignedVec,
+    cache::ThinCache,
+    gemm::{Shape, Strided, StridedMut, gemm_panel},
+    loops::SimdLoops,
+    pool::Pool,
+    simd::Level,
+};
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+use thinkey_core::{
+    BLOCK, Error, HeadRef, Loops, Partial,
+    attend::{self, Queries},
+};
+
+/// Buffers of attention; they grow to what the largest call needs and are never allocated again.
+#[derive(Debug, Default)]
+pub struct AttentionScratch {
+    /// One a task (decode) or thread (prefill). The locks are never contended.
+    tasks: Vec<Mutex<AlignedVec>>,
+    /// Packed keys and values of one KV head.
+    packed: AlignedVec,
+}
+
+impl AttentionScratch {
+    fn tasks(&mut self, count: usize, floats: usize) {
+        self.tasks.resize_with(count.max(self.tasks.len()), Mutex::default);
+        for task in &mut self.tasks[..count] {
+            task.get_mut().unwrap_or_else(PoisonError::into_inner).grow(floats);
+        }
+    }
+}
+
+/// Where the heads of one layer lie in rows of a fused query/key/value buffer: row t is `data[t * stride ..]`, its query
+/// heads from 0 on, its KV heads' keys from `keys` and their values from `values` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Fused<'a> {
+    /// The rows.
+    pub data: &'a [f32],
+    /// Floats from one row to the next.
+    pub stride: usize,
+    /// First key's offset in a row.
+    pub keys: usize,
+    /// First value's offset in a row.
+    pub values: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Channels per head.
+    pub head_dim: usize,
+}
+
+/// Fewest blocks that are worth a task of their own.
+const TASK_BLOCKS: usize = 8;
+
+/// One step's attention over the thin cache, the step's own tokens included ([admitted](ThinCache::admit) before):
+/// row r of `fused` belongs to sequence `slots[r]`; `out` is [rows, heads · D].
+///
+/// The work is split over KV heads and tokens, so that all threads are busy at any depth.
+///
+/// # Errors
+/// Where slices do not fit.
+pub fn decode(
+    pool: &Pool,
+    level: Level,
+    cache: &ThinCache,
+    layer: usize,
+    slots: &[usize],
+    fused: Fused<'_>,
+    out: &mut [f32],
+    scratch: &mut AttentionScratch,
+) -> Result<(), Error> {
+    let Fused { heads, kv_heads, head_dim, .. } = fused;
+    let group = heads / kv_heads;
+    let window = cache.plan().window.unwrap_or(usize::MAX);
+    let most = (4 * pool.threads()).div_ceil(kv_heads * slots.len().max(1));
+    let memory = attend::attend_len(group, head_dim);
+    scratch.tasks(kv_heads * slots.len() * most, memory);
+    let tasks = &scratch.tasks;
+    let view = |unit: usize| cache.head(layer, unit % kv_heads, slots[unit / kv_heads], true);
+    let queries = |unit: usize| {
+        let row = unit / kv_heads * fused.stride + unit % kv_heads * group * head_dim;
+        fused.data.get(row..row + group * head_dim).ok_or(Error::Length {
+            what: "queries",
+            expected: row + group * head_dim,
+            actual: fused.data.len(),
+        })
+    };
+    let splits = |head: &HeadRef<'_>| (head.span().blocks as usize).div_ceil(TASK_BLOCKS).clamp(1, most);
+    let failed = Mutex::new(None);
+    pool.run(kv_heads * slots.len() * most, &|task| {
+        let (unit, split) = (task / most, task % most);
+        let run = || -> Result<(), Error> {
+            let head = view(unit)?;
+            let (splits, blocks) = (splits(&head), head.span().blocks as usize);
+            if split >= splits {
+                return Ok(());
+            }
+            let mut memory = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
+            let (partial, scratch) = memory.split_at_mut(Partial::len(group, head_dim));
+            let mut queries = Queries::new(&head, queries(unit)?, scratch)?;
+            let mut partial = Partial::new(partial, group, head_dim)?;
+            let part = blocks * split / splits..blocks * (split + 1) / splits;
+            attend::attend_prefix(&SimdLoops(level), &head, &mut queries, part, window, &mut partial)?;
+            if split + 1 == splits {
+                attend::attend_recent(&SimdLoops(level), &head, &mut queries, window, &mut partial)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = run() {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    for (unit, out) in out.chunks_exact_mut(group * head_dim).enumerate() {
+        let splits = splits(&view(unit)?);
+        let (first, others) = scratch.tasks[unit * most..][..splits].split_at_mut(1);
+        let first = first[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut partial = Partial::resume(first, group, head_dim)?;
+        for other in others {
+            let other = other.get_mut().unwrap_or_else(PoisonError::into_inner);
+            partial.merge(&Partial::resume(other, group, head_dim)?)?;
+        }
+        partial.finish(out)?;
+    }
+    Ok(())
+}
+
+/// Query rows of a prefill task.
+const TILE_ROWS: usize = 48;
+/// Keys between two steps of the online softmax.
+const TILE_KEYS: usize = 128;
+
+/// A run of keys that a KV head's queries see, packed: keys [block][channels][32], values [token][padded D].
+struct Region<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    channels: usize,
+    /// Lanes, hidden ones included.
+    lanes: usize,
+    /// Lanes at the front that are no tokens.
+    hidden: usize,
+    /// Position of lane 0; negative where hidden lanes come before the first token of all.
+    position: isize,
+    thin: bool,
+}
+
+/// Exact attention of `rows` new tokens of `slot` to the cache as it was before the step, and causally to each other;
+/// `out` is [rows, heads · D].
+///
+/// # Errors
+/// Where slices do not fit.
+pub fn prefill(
+    pool: &Pool,
+    level: Level,
+    cache: &ThinCache,
+    layer: usize,
+    slot: usize,
+    fused: Fused<'_>,
+    rows: usize,
+    out: &mut [f32],
+    scratch: &mut AttentionScratch,
+) -> Result<(), Error> {
+    let Fused { heads, kv_heads, head_dim, .. } = fused;
+    let group = heads / kv_heads;
+    let padded = head_dim.next_multiple_of(2 * super::simd::LANES);
+    let expected = rows * heads * head_dim;
+    if out.len() != expected {
+        return Err(Error::Length { what: "attention output", expected, actual: out.len() });
+    }
+    let floats = TILE_ROWS * (2 * head_dim + TILE_KEYS + padded + 2);
+    scratch.tasks(pool.threads(), floats);
+    let AttentionScratch { tasks, packed } = scratch;
+    let position = cache.position(slot);
+    let window = cache.plan().window.unwrap_or(usize::MAX);
+    for kv_head in 0..kv_heads {
+        let past = cache.head(layer, kv_head, slot, false)?;
+        let regions = pack(&past, fused, kv_head, rows, position, padded, packed)?;
+        let tiles = rows.div_ceil(TILE_ROWS);
+        let shared = Shared { data: out.as_mut_ptr(), stride: heads * head_dim };
+        pool.run_on_threads(tiles * group, &|task, thread| {
+            // The last rows see most keys: they first, so that no thread is left with a long tile at the end.
+            let (tile, member) = (tiles - 1 - task / group, task % group);
+            let first = tile * TILE_ROWS;
+            let range = first..rows.min(first + TILE_ROWS);
+            let head = kv_head * group + member;
+            let mut memory = tasks[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let tile = Tile { level, fused, head, rows: range, position, window, padded };
+            let result = tile.run(&regions, &past, &mut memory);
+            for (row, mix) in tile.rows.clone().zip(result.chunks_exact(padded)) {
+                // SAFETY: `out` has `rows` rows of `heads` heads (checked above); this task alone writes this head's part
+                // of its rows, and `out` is borrowed mutably until the run has ended.
+                unsafe { shared.write(row, head * head_dim, &mix[..head_dim]) };
+            }
+        });
+    }
+    Ok(())
+}
+
+/// The output, shared by tasks that own disjoint parts.
+struct Shared {
+    data: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: tasks write disjoint parts, see `write`.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `row` and the columns are inside the output, and no other thread touches them.
+    unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
+        // SAFETY: the caller vouches for the range.
+        unsafe {
+            let to = self.data.add(row * self.stride + column);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        }
+    }
+}
+
+/// Packs what a KV head's queries see: thin prefix, ring, new tokens.
+fn pack<'p>(
+    past: &HeadRef<'_>,
+    fused: Fused<'_>,
+    kv_head: usize,
+    rows: usize,
+    position: usize,
+    padded: usize,
+    packed: &'p mut AlignedVec,
+) -> Result<Vec<Region<'p>>, Error> {
+    let (head_dim, span) = (fused.head_dim, past.span());
+    let kept = past.layout().kept as usize;
+    let sizes = [
+        (kept, span.blocks as usize * BLOCK),
+        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
+        (head_dim, rows.next_multiple_of(BLOCK)),
+    ];
+    packed.grow(sizes.iter().map(|&(channels, lanes)| lanes * (channels + padded)).sum());
+    let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+    let mut regions = Vec::with_capacity(3);
+    let mut rest = &mut packed[..];
+    for (index, (channels, lanes)) in sizes.into_iter().enumerate() {
+        let (keys, tail) = rest.split_at_mut(lanes * channels);
+        let (values, tail) = tail.split_at_mut(lanes * padded);
+        rest = tail;
+        keys.fill(0.0);
+        values.fill(0.0);
+        let (hidden, tokens) = match index {
+            0 => (span.hidden as usize, span.prefix()),
+            1 => (0, span.recent as usize),
+            _ => (0, rows),
+        };
+        for token in 0..tokens {
+            match index {
+                0 => past.read_prefix(token, &mut key[..kept], &mut value)?,
+                1 => past.read_recent(token, &mut key, &mut value)?,
+                _ => {
+                    let row = &fused.data[token * fused.stride..];
+                    key.copy_from_slice(&row[fused.keys + kv_head * head_dim..][..head_dim]);
+                    value.copy_from_slice(&row[fused.values + kv_head * head_dim..][..head_dim]);
+                }
+            }
+            let lane = token + hidden;
+            let block = &mut keys[lane / BLOCK * BLOCK * channels..];
+            for (channel, &x) in key[..channels].iter().enumerate() {
+                block[channel * BLOCK + lane % BLOCK] = x;
+            }
+            values[lane * padded..][..head_dim].copy_from_slice(&value);
+        }
+        let before = match index {
+            0 => span.tokens() as isize + hidden as isize,
+            1 => span.recent as isize,
+            _ => 0,
+        };
+        let position = position as isize - before;
+        regions.push(Region { keys, values, channels, lanes: hidden + tokens, hidden, position, thin: index == 0 });
+    }
+    Ok(regions)
+}
+
+/// The rows of one query head that a task computes.
+struct Tile<'a> {
+    level: Level,
+    fused: Fused<'a>,
+    head: usize,
+    rows: Range<usize>,
+    position: usize,
+    window: usize,
+    padded: usize,
+}
+
+impl Tile<'_> {
+    /// The attention output of the rows, [rows][padded D], in `memory`.
+    fn run<'m>(&self, regions: &[Region<'_>], past: &HeadRef<'_>, memory: &'m mut [f32]) -> &'m [f32] {
+        let (count, head_dim, padded) = (self.rows.len(), self.fused.head_dim, self.padded);
+        let (whole, rest) = memory.split_at_mut(TILE_ROWS * head_dim);
+        let (thin, rest) = rest.split_at_mut(TILE_ROWS * head_dim);
+        let (scores, rest) = rest.split_at_mut(TILE_ROWS * TILE_KEYS);
+        let (mix, rest) = rest.split_at_mut(TILE_ROWS * padded);
+        let (max, sum) = rest[..2 * TILE_ROWS].split_at_mut(TILE_ROWS);
+        mix.fill(0.0);
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for (row, query) in self.rows.clone().zip(whole.chunks_exact_mut(head_dim)) {
+            let from = &self.fused.data[row * self.fused.stride + self.head * head_dim..][..head_dim];
+            for (to, &q) in query.iter_mut().zip(from) {
+                *to = q * scale;
+            }
+        }
+        if let Some(mask) = past.mask() {
+            for (whole, thin) in whole.chunks_exact(head_dim).zip(thin.chunks_exact_mut(mask.kept())).take(count) {
+                mask.gather(whole, thin);
+            }
+        }
+        let newest = (self.position + self.rows.end) as isize - 1;
+        let oldest = self.first_seen(self.rows.start);
+        for region in regions {
+            // Lanes that some row sees.
+            let end = (newest + 1 - region.position).clamp(0, region.lanes as isize) as usize;
+            let start = (oldest - region.position).clamp(0, end as isize) as usize / BLOCK * BLOCK;
+            for first in (start..end).step_by(TILE_KEYS) {
+                let keys = first..end.min(first + TILE_KEYS);
+                let queries = if region.thin { &*thin } else { &*whole };
+                self.scores(region, queries, keys.clone(), scores);
+                self.softmax(region, keys.clone(), scores, mix, max, sum);
+                for column in (0..padded).step_by(BLOCK) {
+                    let shape = Shape { m: count, k: keys.len(), n: BLOCK };
+                    let a = Strided { data: scores, stride: TILE_KEYS };
+                    let b = Strided { data: &region.values[first * padded + column..], stride: padded };
+                    let c = StridedMut { data: &mut mix[column..], stride: padded };
+                    gemm_panel(self.level, shape, a, b, c, true);
+                }
+            }
+        }
+        for (mix, &sum) in mix.chunks_exact_mut(padded).zip(&*sum).take(count) {
+            let scale = if sum > 0.0 { 1.0 / sum } else { 0.0 };
+            mix.iter_mut().for_each(|x| *x *= scale);
+        }
+        &mix[..count * padded]
+    }
+
+    /// Position of the oldest token that row `row` sees.
+    fn first_seen(&self, row: usize) -> isize {
+        ((self.position + row + 1).saturating_sub(self.window)) as isize
+    }
+
+    fn scores(&self, region: &Region<'_>, queries: &[f32], keys: Range<usize>, scores: &mut [f32]) {
+        let start = keys.start;
+        for first in keys.step_by(BLOCK) {
+            let shape = Shape { m: self.rows.len(), k: region.channels, n: BLOCK };
+            let a = Strided { data: queries, stride: region.channels };
+            let b = Strided { data: &region.keys[first * region.channels..], stride: BLOCK };
+            let c = StridedMut { data: &mut scores[first - start..], stride: TILE_KEYS };
+            gemm_panel(self.level, shape, a, b, c, false);
+        }
+    }
+
+    /// Turns scores into weights, one step of the online softmax.
+    fn softmax(
+        &self,
+        region: &Region<'_>,
+        keys: Range<usize>,
+        scores: &mut [f32],
+        mix: &mut [f32],
+        max: &mut [f32],
+        sum: &mut [f32],
+    ) {
+        for (index, row) in self.rows.clone().enumerate() {
+            let scores = &mut scores[index * TILE_KEYS..][..keys.len()];
+            let lane = |position: isize| {
+                (position - region.position - keys.start as isize).clamp(0, keys.len() as isize) as usize
+            };
+            // Hidden lanes lie before the region's first token; later tokens than the row's own are not seen.
+            let first = lane(self.first_seen(row).max(region.position + region.hidden as isize));
+            let end = lane((self.position + row + 1) as isize).max(first);
+            scores[..first].fill(0.0);
+            scores[end..].fill(0.0);
+            let seen = &mut scores[first..end];
+            let largest = seen.iter().copied().fold(max[index], f32::max);
+            if largest == f32::NEG_INFINITY {
+                seen.fill(0.0);
+                continue;
+            }
+            let shrink = (max[index] - largest).exp();
+            if shrink != 1.0 {
+                mix[index * self.padded..][..self.padded].iter_mut().for_each(|x| *x *= shrink);
+            }
+            sum[index] = sum[index] * shrink + SimdLoops(self.level).exponentials(seen, largest);
+            max[index] = largest;
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
+
+use thinkey_core::{
+    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span,
+};
+
+/// One cache line: the unit in which the arena is allocated, so that every part of it is aligned.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Why a cache could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// The plan cannot be.
+    #[error("the cache cannot be planned: {0}")]
+    Plan(#[from] Error),
+    /// The system refuses the memory.
+    #[error("no memory for a cache of {bytes} bytes; lower the context or raise λ")]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+}
+
+/// What a sequence holds, and the step under way.
+#[derive(Debug)]
+struct Slot {
+    span: Span,
+    step: Option<Admission>,
+    /// Page table before the step under way.
+    before: Vec<u32>,
+    /// Page table after it.
+    pages: Vec<u32>,
+    /// Query rows that the energies are the sum of.
+    scored: usize,
+    /// Tokens ever admitted: the position of the next one.
+    position: usize,
+}
+
+/// The thin caches of all layers and heads, for `plan.slots` sequences.
+///
+/// A step of a sequence goes through all layers with the same admission: [`begin`](Self::begin), then for every layer
+/// [`admit`](Self::admit) and reads, then [`commit`](Self::commit).
+#[derive(Debug)]
+pub struct ThinCache {
+    plan: CachePlan,
+    bytes: CacheBytes,
+    /// One a layer and head.
+    layouts: Vec<HeadLayout>,
+    /// Where a head starts in the arena, in bytes; one more than there are heads.
+    starts: Vec<usize>,
+    arena: Vec<Line>,
+    /// One a slot, layer and head.
+    masks: Vec<Option<ChannelMask>>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+fn room<T>(len: usize) -> Result<Vec<T>, CacheError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(len).map_err(|_| CacheError::Memory { bytes: len.saturating_mul(size_of::<T>()) })?;
+    Ok(vec)
+}
+
+impl ThinCache {
+    /// An empty cache where head h of layer l keeps `kept(l, h)` channels.
+    ///
+    /// # Errors
+    /// [`CacheError`] where the plan cannot be or the memory cannot be had.
+    pub fn new(plan: CachePlan, kept: impl Fn(usize, usize) -> usize) -> Result<Self, CacheError> {
+        let bytes = plan.bytes(&kept)?;
+        let heads = plan.layers * plan.kv_heads;
+        let (mut layouts, mut starts) = (room(heads)?, room(heads + 1)?);
+        let mut start = 0;
+        for layer in 0..plan.layers {
+            for head in 0..plan.kv_heads {
+                let layout = plan.head(kept(layer, head))?;
+                layouts.push(layout);
+                starts.push(start);
+                start += layout.bytes();
+            }
+        }
+        starts.push(start);
+        // Zeroed by the system page by page when first touched: a long context costs nothing until it is used.
+        let arena = bytemuck::allocation::try_zeroed_vec(start / size_of::<Line>())
+            .map_err(|()| CacheError::Memory { bytes: start })?;
+        let mut masks = room(heads * plan.slots)?;
+        masks.resize(heads * plan.slots, None);
+        let per_slot = plan.blocks_per_slot();
+        let mut slots = room(plan.slots)?;
+        for _ in 0..plan.slots {
+            slots.push(Slot {
+                span: Span::default(),
+                step: None,
+                before: room(per_slot)?,
+                pages: room(per_slot)?,
+                scored: 0,
+                position: 0,
+            });
+        }
+        let mut free = room(per_slot * plan.slots)?;
+        free.extend((0..(per_slot * plan.slots) as u32).rev());
+        Ok(Self { plan, bytes, layouts, starts, arena, masks, slots, free })
+    }
+
+    /// What was planned.
+    #[must_use]
+    pub fn plan(&self) -> &CachePlan {
+        &self.plan
+    }
+
+    /// Bytes by part, as planned.
+    #[must_use]
+    pub fn planned(&self) -> CacheBytes {
+        self.bytes
+    }
+
+    /// Bytes that were allocated for the parts that the plan counts, as the allocations say.
+    #[must_use]
+    pub fn allocated(&self) -> usize {
+        let tables = self.slots.iter().map(|slot| slot.before.capacity() + slot.pages.capacity()).sum::<usize>();
+        self.arena.capacity() * size_of::<Line>()
+            + self.masks.capacity() * size_of::<Option<ChannelMask>>()
+            + (tables + self.free.capacity()) * size_of::<u32>()
+    }
+
+    /// Position of the next token of `slot`: the tokens admitted so far.
+    #[must_use]
+    pub fn position(&self, slot: usize) -> usize {
+        self.slots[slot].position
+    }
+
+    /// How many tokens of `slot` are where, the step under way not counted.
+    #[must_use]
+    pub fn span(&self, slot: usize) -> Span {
+        self.slots[slot].span
+    }
+
+    /// Forgets the sequence of `slot`; its pages are free for others.
+    pub fn clear(&mut self, slot: usize) {
+        let heads = self.layouts.len();
+        self.masks[slot * heads..(slot + 1) * heads].fill(None);
+        let state = &mut self.slots[slot];
+        self.free.append(&mut state.pages);
+        state.before.clear();
+        (state.span, state.step, state.scored, state.position) = (Span::default(), None, 0, 0);
+        for index in 0..heads {
+            // The layouts were checked when the cache was made.
+            if let Ok(mut head) = self.head_mut(index, slot) {
+                head.clear_energy();
+            }
+        }
+    }
+
+    /// Begins a step of `slot` that admits `new` tokens; `prompt` as in [`Span::admit`].
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with the tokens needed where the sequence would outgrow the plan; nothing is changed then.
+    pub fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<Admission, Error> {
+        let state = &mut self.slots[slot];
+        let needed = state.position + new;
+        if needed > self.plan.tokens {
+            return Err(Error::Capacity { what: "context tokens", needed, capacity: self.plan.tokens });
+        }
+        let admission = state.span.admit(new, self.plan.recent, self.plan.window, prompt);
+        state.before.clear();
+        state.before.extend_from_slice(&state.pages);
+        let gone = admission.dropped.min(state.pages.len());
+        self.free.extend(state.pages.drain(..gone));
+        while state.pages.len() < admission.after.blocks as usize {
+            let capacity = self.plan.blocks_per_slot() * self.plan.slots;
+            let page = self.free.pop().ok_or(Error::Capacity { what: "pages", needed: capacity + 1, capacity })?;
+            state.pages.push(page);
+        }
+        state.step = Some(admission);
+        Ok(admission)
+    }
+
+    /// Ends the step of `slot`: the tokens are in every layer.
+    pub fn commit(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        if let Some(step) = state.step.take() {
+            state.span = step.after;
+            state.position += step.new;
+            state.scored += step.new;
+        }
+    }
+
+    fn index(&self, layer: usize, head: usize) -> usize {
+        layer * self.plan.kv_heads + head
+    }
+
+    fn head_mut(&mut self, index: usize, slot: usize) -> Result<HeadMut<'_>, Error> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.arena);
+        HeadMut::new(self.layouts[index], &mut bytes[self.starts[index]..self.starts[index + 1]], slot)
+    }
+
+    /// The cache of a head: as it is before the step under way, or as that layer has it once the tokens are
+    /// [admitted](Self::admit).
+    ///
+    /// # Errors
+    /// None for a layer that has been through every step.
+    pub fn head(&self, layer: usize, head: usize, slot: usize, admitted: bool) -> Result<HeadRef<'_>, Error> {
+        let index = self.index(layer, head);
+        let state = &self.slots[slot];
+        let (span, pages) = match &state.step {
+            Some(step) if admitted => (step.after, &state.pages),
+            Some(step) => (step.before, &state.before),
+            None => (state.span, &state.pages),
+        };
+        let bytes: &[u8] = bytemuck::cast_slice(&self.arena);
+        let mask = self.masks[slot * self.layouts.len() + index].as_ref();
+        HeadRef::new(self.layouts[index], &bytes[self.starts[index]..self.starts[index + 1]], slot, pages, span, mask)
+    }
+
+    /// Admits the step's tokens of one head: chooses its channels if none are chosen and tokens are to be thinned, thins
+    /// what leaves the ring, stores the rest whole.
+    ///
+    /// `queries` yields the newest query rows of each query head of the group, as (data, rows, stride).
+    ///
+    /// # Errors
+    /// Where slices do not fit, or a score is NaN.
+    ///
+    /// # Panics
+    /// Where no step is under way.
+    pub fn admit<'q>(
+        &mut self,
+        layer: usize,
+        head: usize,
+        slot: usize,
+        queries: impl Iterator<Item = (&'q [f32], usize, usize)>,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let index = self.index(layer, head);
+        let at = slot * self.layouts.len() + index;
+        let step = self.slots[slot].step.expect("a step is under way");
+        let mut mask = self.masks[at];
+        // The pages move out for the borrow and back in: no allocation.
+        let pages = std::mem::take(&mut self.slots[slot].pages);
+        let group = &mut 0;
+        let scored = self.slots[slot].scored;
+        let admitted = self.head_mut(index, slot).and_then(|mut view| {
+            if mask.is_none() {
+                let mut counted = 0;
+                for (data, count, stride) in queries {
+                    view.add_query_energy(data, count, stride)?;
+                    counted += count;
+                    *group += 1;
+                }
+                if !step.new_blocks().is_empty() {
+                    let queries = counted + scored * *group;
+                    mask = Some(view.choose(step.before.recent as usize, rows, step.new, queries)?);
+                }
+            }
+            view.admit(&step, &pages, mask.as_ref(), rows)
+        });
+        self.slots[slot].pages = pages;
+        self.masks[at] = mask;
+        admitted
+    }
+}

@@ -1,0 +1,190 @@
+//! A layer's cache and attention, through prompts, steps and further turns of several sequences in one pool, against
+//! a dense softmax in f64.
+
+use proptest::prelude::*;
+use thinkey_core::{CachePlan, Error, Rows, StorageKind};
+use thinkey_kernels::cpu::{
+    attention::{self, AttentionScratch, Fused},
+    cache::ThinCache,
+    pool::Pool,
+    simd::Level,
+};
+
+const HEADS: usize = 6;
+const KV_HEADS: usize = 2;
+const GROUP: usize = HEADS / KV_HEADS;
+
+#[derive(Clone, Debug)]
+struct Case {
+    head_dim: usize,
+    recent: usize,
+    window: Option<usize>,
+    kept: [usize; KV_HEADS],
+    /// Tokens of each admission, and the slot it goes to.
+    steps: Vec<(usize, usize)>,
+    seed: u64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let head_dim = prop_oneof![Just(16usize), Just(24), Just(64)];
+    let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
+    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, any::<u64>()).prop_flat_map(
+        |(head_dim, recent, window, steps, seed)| {
+            [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
+                head_dim,
+                recent,
+                window,
+                kept,
+                steps: steps.clone(),
+                seed,
+            })
+        },
+    )
+}
+
+fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
+    let next = || {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+/// What a sequence has seen: rows of keys and values of all KV heads.
+#[derive(Default)]
+struct Story {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Story {
+    /// The attention output of query head `head` for the token at `position`, when tokens `..thin` are thin.
+    fn attend(&self, case: &Case, cache: &ThinCache, slot: usize, head: usize, query: &[f32], position: usize, thin: usize) -> Vec<f64> {
+        let (d, kv) = (case.head_dim, head / GROUP);
+        let view = cache.head(0, kv, slot, true).unwrap();
+        let at = |token: usize, c: usize| (token * KV_HEADS + kv) * d + c;
+        let first = case.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let logits: Vec<f64> = (first..=position)
+            .map(|t| {
+                let seen = |c: &usize| t >= thin || view.mask().unwrap().contains(*c);
+                let dot: f64 = (0..d).filter(seen).map(|c| f64::from(query[c]) * f64::from(self.keys[at(t, c)])).sum();
+                dot / (d as f64).sqrt()
+            })
+            .collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+        let weigh = |c| logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * f64::from(self.values[at(t, c)])).sum();
+        (0..d).map(weigh).collect()
+    }
+}
+
+fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
+    let d = case.head_dim;
+    let tokens = case.steps.iter().map(|step| step.0).sum();
+    let plan = CachePlan {
+        layers: 1,
+        kv_heads: KV_HEADS,
+        head_dim: d,
+        recent: case.recent,
+        slots: 2,
+        tokens,
+        window: case.window,
+        keys: StorageKind::F32,
+        values: StorageKind::F32,
+    };
+    let mut cache = ThinCache::new(plan, |_, head| case.kept[head]).unwrap();
+    prop_assert_eq!(cache.allocated(), cache.planned().total());
+    let pool = Pool::new(threads).unwrap();
+    let mut scratch = AttentionScratch::default();
+    let mut stories = [Story::default(), Story::default()];
+    let mut seed = case.seed;
+    let stride = (HEADS + 2 * KV_HEADS) * d;
+    for &(new, slot) in &case.steps {
+        let data = numbers(&mut seed, new * stride);
+        let (keys, values) = (HEADS * d, (HEADS + KV_HEADS) * d);
+        let fused = Fused { data: &data, stride, keys, values, heads: HEADS, kv_heads: KV_HEADS, head_dim: d };
+        for row in data.chunks(stride) {
+            stories[slot].keys.extend(&row[keys..values]);
+            stories[slot].values.extend(&row[values..]);
+        }
+        let before = cache.position(slot);
+        let admission = cache.begin(slot, new, true).unwrap();
+        let mut out = vec![f32::NAN; new * HEADS * d];
+        let exact = new > 1;
+        if exact {
+            attention::prefill(&pool, level, &cache, 0, slot, fused, new, &mut out, &mut scratch).unwrap();
+        }
+        for head in 0..KV_HEADS {
+            let rows = Rows { keys: &data[keys + head * d..], values: &data[values + head * d..], stride };
+            let queries = (0..GROUP).map(|g| (&data[(head * GROUP + g) * d..], new, stride));
+            cache.admit(0, head, slot, queries, rows).unwrap();
+        }
+        if !exact {
+            attention::decode(&pool, level, &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
+        }
+        let after = before + new;
+        let thin = if exact { before - admission.before.recent as usize } else { after - admission.after.recent as usize };
+        for (row, out) in out.chunks(HEADS * d).enumerate() {
+            for (head, out) in out.chunks(d).enumerate() {
+                let query = &data[row * stride + head * d..][..d];
+                let expected = stories[slot].attend(case, &cache, slot, head, query, before + row, thin);
+                for (a, b) in out.iter().zip(expected) {
+                    prop_assert!((f64::from(*a) - b).abs() < 2e-4, "row {row} head {head}: {a} instead of {b}");
+                }
+            }
+        }
+        cache.commit(slot);
+        prop_assert_eq!(cache.position(slot), after);
+        prop_assert_eq!(cache.allocated(), cache.planned().total());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn sequences_equal_a_dense_softmax(case in cases(), threads in 1usize..=3) {
+        for level in Level::available() {
+            run(&case, threads, level)?;
+        }
+    }
+}
+
+fn small() -> ThinCache {
+    let plan = CachePlan {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 16,
+        recent: 32,
+        slots: 1,
+        tokens: 100,
+        window: None,
+        keys: StorageKind::F16,
+        values: StorageKind::F16,
+    };
+    ThinCache::new(plan, |_, _| 8).unwrap()
+}
+
+#[test]
+fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
+    let mut cache = small();
+    assert_eq!(
+        cache.begin(0, 101, true).unwrap_err(),
+        Error::Capacity { what: "context tokens", needed: 101, capacity: 100 }
+    );
+    let data = vec![0.5; 100 * 16];
+    cache.begin(0, 100, true).unwrap();
+    cache.admit(0, 0, 0, [(&data[..], 100, 16)].into_iter(), Rows { keys: &data, values: &data, stride: 16 }).unwrap();
+    cache.commit(0);
+    assert!(cache.begin(0, 1, false).is_err());
+    assert_eq!(cache.position(0), 100);
+    cache.clear(0);
+    assert_eq!(cache.position(0), 0);
+    cache.begin(0, 100, true).unwrap();
+}
+
+#[test]
+fn a_cache_beyond_all_memory_is_an_error() {
+    let plan = CachePlan { tokens: 1 << 40, ..*small().plan() };
+    assert!(ThinCache::new(plan, |_, _| 8).is_err());
+}
