@@ -1,7 +1,9 @@
 //! thinkey: an edge LLM runtime whose key cache is really thinner.
 //!
-//! [`store`] finds and fetches models.
+//! [`weights`] reads them, [`model`] computes them over a thin cache, [`store`] finds and fetches them.
 #![deny(missing_docs)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod model;
 pub mod store;
+pub mod weights;

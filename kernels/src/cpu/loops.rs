@@ -4,11 +4,12 @@
 //! horizontal sum. Up to [`HEADS`] query heads of a group share each loaded key and value: a block is read once.
 
 use super::simd::{Kernel, LANES, Level, Simd};
+use half::f16;
 use std::ops::Range;
 use thinkey_core::{
     BLOCK, Error, Loops,
     attend::{KeyLanes, ValueRows},
-    storage::StorageKind,
+    storage::{Element, StorageKind},
 };
 
 /// Query heads that are served from one pass over a block; a larger group takes several passes over what is then in
@@ -91,9 +92,9 @@ fn load<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> S::F32 
 
 /// One stored number.
 #[inline(always)]
-fn load_one<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> f32 {
+fn load_one(kind: StorageKind, bytes: &[u8], at: usize) -> f32 {
     match kind {
-        StorageKind::F16 => simd.scalar_f16([bytes[2 * at], bytes[2 * at + 1]]),
+        StorageKind::F16 => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).load(),
         _ => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
     }
 }
@@ -240,7 +241,7 @@ impl MixValues<'_> {
         for column in vectors * LANES..head_dim {
             for (n, weights) in weights.iter().enumerate() {
                 for lane in self.lanes.clone() {
-                    let value = load_one(simd, kind, bytes, lane * head_dim + column);
+                    let value = load_one(kind, bytes, lane * head_dim + column);
                     self.mixed[(head + n) * head_dim + column] += weights[lane] * value;
                 }
             }
@@ -278,7 +279,7 @@ impl Kernel for Exponentials<'_> {
 ///
 /// e^x = 2^n · e^r with n = round(x / ln 2) and |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7.
 #[inline(always)]
-fn exponential(x: f32) -> f32 {
+pub(super) fn exponential(x: f32) -> f32 {
     // 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, the first with few enough bits that n · HIGH is exact (Cody & Waite).
@@ -304,7 +305,6 @@ fn exponential(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::f16;
     use proptest::prelude::*;
     use thinkey_core::Plain;
 

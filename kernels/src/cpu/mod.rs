@@ -7,4 +7,5 @@ pub mod gemm;
 pub mod linear;
 pub mod loops;
 pub mod pool;
+pub mod rows;
 pub mod simd;

@@ -119,7 +119,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
 
     /// code · scale + min: the dequantised value of an integer code. [`Portable`] rounds twice, as ggml's C does.
-    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32;
+    fn affine(self, code: Self::F32, affine: Affine) -> Self::F32;
 
     /// The sum of the lanes.
     fn sum(self, vector: Self::F32) -> f32;
@@ -127,14 +127,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen signed bytes as floats.
     fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32;
 
+    /// [`from_i8`](Self::from_i8) for bytes in registers, four a word, the lowest first.
+    fn from_i8_words(self, words: [u32; 4]) -> Self::F32;
+
+    /// Sixteen floats, little-endian.
+    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32;
+
     /// Sixteen binary16, little-endian.
     fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
 
     /// Sixteen bfloat16, little-endian.
     fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
 
-    /// One binary16, little-endian.
-    fn scalar_f16(self, bytes: [u8; 2]) -> f32;
+    /// One binary16, little-endian, in every lane.
+    fn splat_f16(self, bytes: &[u8; 2]) -> Self::F32;
+
+    /// Eight binary16, two a word, the lower half first.
+    fn f16x8(self, halves: [u32; 4]) -> [f32; 8];
 
     /// The [`affine`](Self::affine) values of the sixteen low and the sixteen high halves of `bytes`, each with its
     /// own scale and minimum; the code of a half is its value less `ZERO`.
@@ -185,9 +194,14 @@ mod tests {
             let [n0, n1] = s.nibbles::<0>(half, low, high);
             let [n2, n3] = s.nibbles::<8>(half, low, high);
             let exact = [s.from_i8(half), s.from_f16(bytes), s.from_bf16(bytes), s.mul(a, b), s.add(a, b)];
-            let close = [s.fma(a, b, c), s.affine(a, low.scale, low.min), n0, n1, n2, n3, s.splat(s.sum(a))];
-            let scalar = s.splat(s.scalar_f16([bytes[0], bytes[1]]));
-            let vectors = exact.into_iter().chain([scalar]).chain(s.transpose(rows)).chain(close);
+            let close = [s.fma(a, b, c), s.affine(a, low), n0, n1, n2, n3, s.splat(s.sum(a))];
+            let words = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<_>>();
+            let words = [words[0], words[1], words[2], words[3]];
+            let eight = s.f16x8(words);
+            let wide: &[u8; 64] = &[*bytes; 2].concat().try_into().unwrap();
+            let more = [s.from_i8_words(words), s.from_f32(wide), s.splat_f16(&[bytes[0], bytes[1]])];
+            let halves = s.load(&[eight; 2].concat().try_into().unwrap());
+            let vectors = exact.into_iter().chain(more).chain([halves]).chain(s.transpose(rows)).chain(close);
             vectors
                 .map(|v| {
                     let mut out = [0.0; LANES];
@@ -199,7 +213,7 @@ mod tests {
     }
 
     /// Vectors at the start of the output of [`Everything`] that round nowhere, or once.
-    const EXACT: usize = 6 + LANES;
+    const EXACT: usize = 9 + LANES;
 
     proptest! {
         #[test]
@@ -229,7 +243,7 @@ mod tests {
             [Affine { scale: 2.0, min: 1.0 }, Affine::scale(0.5)]
         }));
         // Row r of the matrix is lane + r, so its transpose is the same.
-        assert_eq!(out[6 + 3], std::array::from_fn(|i| i as f32 + 3.0));
+        assert_eq!(out[9 + 3], std::array::from_fn(|i| i as f32 + 3.0));
         // Nibbles 1 and 2: 1·2+1 and 2·0.5; less eight: -7·2+1 and -6·0.5.
         assert_eq!(
             [out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]],

@@ -1,6 +1,6 @@
 //! The float formats: weights that are numbers already.
 
-use super::Decode;
+use super::{Decode, Sink};
 use crate::cpu::simd::{LANES, Simd};
 
 /// IEEE binary16 as `f32`, exactly; a signalling NaN becomes quiet.
@@ -26,55 +26,50 @@ pub fn bf16_to_f32(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
 
-/// Calls `sink` with every pair of `N` bytes, the last padded with zeros, made vectors by `load`.
+/// A format whose vectors of sixteen weights are `N` bytes.
+trait Float<const N: usize> {
+    fn vector<S: Simd>(simd: S, bytes: &[u8; N]) -> S::F32;
+}
+
 #[inline(always)]
-fn pairs<const N: usize, V>(row: &[u8], load: impl Fn(&[u8; N]) -> V, mut sink: impl FnMut(usize, [V; 2])) {
+fn decode<F: Float<N>, S: Simd, const N: usize>(simd: S, row: &[u8], sink: &mut impl Sink<S>) {
     let (vectors, rest) = row.as_chunks();
     let (pairs, single) = vectors.as_chunks();
     for (i, [first, second]) in pairs.iter().enumerate() {
-        sink(i, [load(first), load(second)]);
+        sink.pair(i, [F::vector(simd, first), F::vector(simd, second)]);
     }
     if !(single.is_empty() && rest.is_empty()) {
         let mut padded = [[0; N]; 2];
         padded[..single.len()].copy_from_slice(single);
         padded[single.len()][..rest.len()].copy_from_slice(rest);
-        sink(pairs.len(), [load(&padded[0]), load(&padded[1])]);
+        sink.pair(pairs.len(), [F::vector(simd, &padded[0]), F::vector(simd, &padded[1])]);
     }
 }
 
-/// [`WeightFormat::F32`](super::WeightFormat::F32).
-pub(crate) struct F32;
+macro_rules! float {
+    ($name:ident, $format:literal, $bytes:expr, |$simd:ident, $vector:ident| $load:expr) => {
+        #[doc = concat!("[`WeightFormat::", $format, "`](super::WeightFormat::", $format, ").")]
+        pub(crate) struct $name;
 
-impl Decode for F32 {
-    #[inline(always)]
-    fn decode<S: Simd>(simd: S, row: &[u8], sink: impl FnMut(usize, [S::F32; 2])) {
-        let load = |bytes: &[u8; 4 * LANES]| {
-            let (floats, _) = bytes.as_chunks();
-            simd.load(&std::array::from_fn(|i| f32::from_le_bytes(floats[i])))
-        };
-        pairs(row, load, sink);
-    }
+        impl Float<{ $bytes }> for $name {
+            #[inline(always)]
+            fn vector<S: Simd>($simd: S, $vector: &[u8; $bytes]) -> S::F32 {
+                $load
+            }
+        }
+
+        impl Decode for $name {
+            #[inline(always)]
+            fn decode<S: Simd>(simd: S, row: &[u8], sink: &mut impl Sink<S>) {
+                decode::<Self, S, _>(simd, row, sink);
+            }
+        }
+    };
 }
 
-/// [`WeightFormat::F16`](super::WeightFormat::F16).
-pub(crate) struct F16;
-
-impl Decode for F16 {
-    #[inline(always)]
-    fn decode<S: Simd>(simd: S, row: &[u8], sink: impl FnMut(usize, [S::F32; 2])) {
-        pairs(row, |bytes| simd.from_f16(bytes), sink);
-    }
-}
-
-/// [`WeightFormat::Bf16`](super::WeightFormat::Bf16).
-pub(crate) struct Bf16;
-
-impl Decode for Bf16 {
-    #[inline(always)]
-    fn decode<S: Simd>(simd: S, row: &[u8], sink: impl FnMut(usize, [S::F32; 2])) {
-        pairs(row, |bytes| simd.from_bf16(bytes), sink);
-    }
-}
+float!(F32, "F32", 4 * LANES, |simd, bytes| simd.from_f32(bytes));
+float!(F16, "F16", 2 * LANES, |simd, bytes| simd.from_f16(bytes));
+float!(Bf16, "Bf16", 2 * LANES, |simd, bytes| simd.from_bf16(bytes));
 
 #[cfg(test)]
 mod tests {
@@ -100,7 +95,10 @@ mod tests {
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let mut out = [0.0; LANES];
             simd.store(simd.from_f16(self.0), &mut out);
-            (out, simd.scalar_f16([self.0[0], self.0[1]]))
+            let mut first = [0.0; LANES];
+            simd.store(simd.splat_f16(self.0.first_chunk().unwrap()), &mut first);
+            assert!(first.iter().all(|v| v.to_bits() == first[0].to_bits()));
+            (out, first[0])
         }
     }
 

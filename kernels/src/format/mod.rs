@@ -7,6 +7,7 @@
 //! for [`Portable`] it computes exactly what ggml's `dequantize_row_*` does; compiled for wider levels it is the inner
 //! loop of the matrix products in [`cpu`](crate::cpu).
 
+mod blocks;
 pub mod float;
 mod q4_0;
 mod q4_1;
@@ -18,6 +19,7 @@ mod q6_k;
 mod q8_0;
 
 use crate::cpu::simd::{LANES, Portable, Simd};
+use blocks::Blocks;
 use bytes::Bytes;
 
 /// Storage format of a weight matrix.
@@ -111,13 +113,16 @@ impl WeightFormat {
             type Output = ();
 
             #[inline(always)]
-            fn visit<D: Decode>(self) {
-                let Self(bytes, out) = self;
-                D::decode(Portable, bytes, |i, weights| {
-                    let out = &mut out[PAIR * i..];
-                    let len = out.len().min(PAIR);
-                    out[..len].copy_from_slice(&weights.as_flattened()[..len]);
-                });
+            fn visit<D: Decode>(mut self) {
+                D::decode(Portable, self.0, &mut self);
+            }
+        }
+        impl Sink<Portable> for Row<'_> {
+            #[inline(always)]
+            fn pair(&mut self, index: usize, weights: [[f32; LANES]; 2]) {
+                let out = &mut self.1[PAIR * index..];
+                let len = out.len().min(PAIR);
+                out[..len].copy_from_slice(&weights.as_flattened()[..len]);
             }
         }
         let expected = self.row_bytes(out.len());
@@ -132,11 +137,11 @@ impl WeightFormat {
             Self::F32 => visitor.visit::<float::F32>(),
             Self::F16 => visitor.visit::<float::F16>(),
             Self::Bf16 => visitor.visit::<float::Bf16>(),
-            Self::Q8_0 => visitor.visit::<q8_0::Q8_0>(),
-            Self::Q4_0 => visitor.visit::<q4_0::Q4_0>(),
-            Self::Q4_1 => visitor.visit::<q4_1::Q4_1>(),
-            Self::Q5_0 => visitor.visit::<q5_0::Q5_0>(),
-            Self::Q5_1 => visitor.visit::<q5_1::Q5_1>(),
+            Self::Q8_0 => visitor.visit::<Blocks<q8_0::Q8_0, 34>>(),
+            Self::Q4_0 => visitor.visit::<Blocks<q4_0::Q4_0, 18>>(),
+            Self::Q4_1 => visitor.visit::<Blocks<q4_1::Q4_1, 20>>(),
+            Self::Q5_0 => visitor.visit::<Blocks<q5_0::Q5_0, 22>>(),
+            Self::Q5_1 => visitor.visit::<Blocks<q5_1::Q5_1, 24>>(),
             Self::Q4K => visitor.visit::<q4_k::Q4K>(),
             Self::Q5K => visitor.visit::<q5_k::Q5K>(),
             Self::Q6K => visitor.visit::<q6_k::Q6K>(),
@@ -165,11 +170,18 @@ impl WeightFormat {
 /// Weights of the pair of vectors that decoders hand over at a time.
 pub(crate) const PAIR: usize = 2 * LANES;
 
+/// What becomes of decoded weights. A trait and no closure, because only a method can insist on being inlined, and
+/// code that is not is compiled without the instructions of its level.
+pub(crate) trait Sink<S: Simd> {
+    /// Takes the weights 32·`index`..32·`index` + 32 of a row; `#[inline(always)]`.
+    fn pair(&mut self, index: usize, weights: [S::F32; 2]);
+}
+
 /// Turns rows of one format into vectors.
 pub(crate) trait Decode {
-    /// Calls `sink(i, v)` with the weights 32i..32i + 32 of `row`, i ascending from 0. Where the columns are no
+    /// Hands the weights 32i..32i + 32 of `row` to `sink` for every i, ascending from 0. Where the columns are no
     /// multiple of 32 (float formats only), the last pair of vectors ends in zeros.
-    fn decode<S: Simd>(simd: S, row: &[u8], sink: impl FnMut(usize, [S::F32; 2]));
+    fn decode<S: Simd>(simd: S, row: &[u8], sink: &mut impl Sink<S>);
 }
 
 /// Code that is generic over the format of a matrix, see [`WeightFormat::visit`].
@@ -179,12 +191,6 @@ pub(crate) trait Visitor {
 
     /// The computation for one format; `#[inline(always)]`, so that it is compiled for the caller's instruction set.
     fn visit<D: Decode>(self) -> Self::Output;
-}
-
-/// The blocks of a row with their indices.
-#[inline(always)]
-fn blocks<const BYTES: usize>(row: &[u8]) -> impl Iterator<Item = (usize, &[u8; BYTES])> {
-    row.as_chunks().0.iter().enumerate()
 }
 
 /// `N` bytes from `at`; inlined with a constant `at`, the bounds check is gone.
@@ -312,32 +318,39 @@ mod tests {
         assert_eq!(golden().count(), WeightFormat::ALL.len());
     }
 
-    struct Decoded<'a>(&'a [u8]);
+    struct Decoded<'a>(WeightFormat, &'a [u8]);
     struct At<'a, S>(S, &'a [u8]);
+    struct Collect<S>(S, Vec<f32>);
+
+    impl<S: Simd> Sink<S> for Collect<S> {
+        #[inline(always)]
+        fn pair(&mut self, index: usize, weights: [S::F32; 2]) {
+            assert_eq!(self.1.len(), PAIR * index, "pairs come in order");
+            for vector in weights {
+                let mut lanes = [0.0; LANES];
+                self.0.store(vector, &mut lanes);
+                self.1.extend(lanes);
+            }
+        }
+    }
 
     impl<S: Simd> Visitor for At<'_, S> {
         type Output = Vec<f32>;
 
         #[inline(always)]
         fn visit<D: Decode>(self) -> Self::Output {
-            let mut out = vec![f32::NAN; GOLDEN];
-            D::decode(self.0, self.1, |i, pair| {
-                for (half, weights) in pair.into_iter().enumerate() {
-                    self.0.store(weights, &mut out.as_chunks_mut().0[2 * i + half]);
-                }
-            });
-            out
+            let mut sink = Collect(self.0, Vec::new());
+            D::decode(self.0, self.1, &mut sink);
+            sink.1
         }
     }
 
-    struct InFormat<'a>(WeightFormat, Decoded<'a>);
-
-    impl Kernel for InFormat<'_> {
+    impl Kernel for Decoded<'_> {
         type Output = Vec<f32>;
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
-            self.0.visit(At(simd, self.1.0))
+            self.0.visit(At(simd, self.1))
         }
     }
 
@@ -345,7 +358,8 @@ mod tests {
     fn every_level_decodes_to_within_one_rounding() {
         for (format, bytes, expected) in golden() {
             for level in Level::available() {
-                let actual = level.dispatch(InFormat(format, Decoded(bytes)));
+                let actual = level.dispatch(Decoded(format, bytes));
+                assert_eq!(actual.len(), GOLDEN);
                 // A fused product and sum rounds once: the other's rounding is relative to the larger operand.
                 let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
                 for (a, e) in actual.iter().zip(&expected) {

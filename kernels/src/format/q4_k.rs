@@ -1,46 +1,57 @@
 //! Q4_K: f16 scale of scales, f16 scale of minima, 8 × (6-bit scale, 6-bit minimum) in 12 bytes, 128 bytes: of each
 //! 32, the low halves are one group of 32 weights and the high ones the next.
 
-use super::{Decode, blocks, part};
+use super::{Decode, Sink, part};
 use crate::cpu::simd::{Affine, LANES, Simd};
 
 pub(crate) struct Q4K;
 
 impl Decode for Q4K {
     #[inline(always)]
-    fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
-        for (i, block) in blocks::<144>(row) {
-            let groups = groups(simd, part(block, 0));
+    fn decode<S: Simd>(simd: S, row: &[u8], sink: &mut impl Sink<S>) {
+        for (i, block) in row.as_chunks::<144>().0.iter().enumerate() {
+            let groups = Groups::new(simd, part(block, 0));
             for pair in 0..4 {
-                let at = 16 + 32 * pair;
-                let (low, high) = (groups[2 * pair], groups[2 * pair + 1]);
-                let [low0, high0] = simd.nibbles::<0>(part(block, at), low, high);
-                let [low1, high1] = simd.nibbles::<0>(part(block, at + 16), low, high);
-                sink(8 * i + 2 * pair, [low0, low1]);
-                sink(8 * i + 2 * pair + 1, [high0, high1]);
+                let (low, high) = (groups.get(2 * pair), groups.get(2 * pair + 1));
+                let [low0, high0] = simd.nibbles::<0>(part(block, 16 + 32 * pair), low, high);
+                let [low1, high1] = simd.nibbles::<0>(part(block, 32 + 32 * pair), low, high);
+                sink.pair(8 * i + 2 * pair, [low0, low1]);
+                sink.pair(8 * i + 2 * pair + 1, [high0, high1]);
             }
         }
     }
 }
 
-/// Scales and minima of the eight groups of a super-block, from its first sixteen bytes.
-#[inline(always)]
-pub(super) fn groups<S: Simd>(simd: S, header: &[u8; 16]) -> [Affine; 8] {
-    let [scale, min] = [part(header, 0), part(header, 2)].map(|half| simd.scalar_f16(*half));
-    let [a, b, c] = [4, 8, 12].map(|at| u32::from_le_bytes(*part(header, at)));
-    // Groups 0..4 have their six bits in a and b; groups 4..8 four bits in c and two in the tops of a and b.
-    let words = [
-        a & 0x3F3F_3F3F,
-        c & 0x0F0F_0F0F | a >> 2 & 0x3030_3030,
-        b & 0x3F3F_3F3F,
-        c >> 4 & 0x0F0F_0F0F | b >> 2 & 0x3030_3030,
-    ];
-    let mut codes = [0; LANES];
-    for (bytes, word) in codes.as_chunks_mut().0.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
+/// Scales and minima of the eight groups of a super-block.
+pub(super) struct Groups {
+    /// The scale times all sixteen codes; the first eight are those of the scales.
+    scales: [f32; LANES],
+    /// The minimum times all sixteen codes, negated; the last eight are those of the minima.
+    mins: [f32; LANES],
+}
+
+impl Groups {
+    /// Unpacks the first sixteen bytes of a super-block.
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(simd: S, header: &[u8; 16]) -> Self {
+        let word = |at: usize| u32::from_le_bytes(*part(header, at));
+        let (a, b, c) = (word(4), word(8), word(12));
+        // Groups 0..4 have their six bits in a and b; groups 4..8 four bits in c and two in the tops of a and b.
+        let codes = simd.from_i8_words([
+            a & 0x3F3F_3F3F,
+            c & 0x0F0F_0F0F | a >> 2 & 0x3030_3030,
+            b & 0x3F3F_3F3F,
+            c >> 4 & 0x0F0F_0F0F | b >> 2 & 0x3030_3030,
+        ]);
+        let mut groups = Self { scales: [0.0; LANES], mins: [0.0; LANES] };
+        simd.store(simd.mul(codes, simd.splat_f16(part(header, 0))), &mut groups.scales);
+        let min = simd.mul(simd.splat_f16(part(header, 2)), simd.splat(-1.0));
+        simd.store(simd.mul(codes, min), &mut groups.mins);
+        groups
     }
-    let factors = std::array::from_fn(|i| if i < 8 { scale } else { -min });
-    let mut values = [0.0; LANES];
-    simd.store(simd.mul(simd.from_i8(&codes), simd.load(&factors)), &mut values);
-    std::array::from_fn(|g| Affine { scale: values[g], min: values[g + 8] })
+
+    #[inline(always)]
+    pub(super) fn get(&self, group: usize) -> Affine {
+        Affine { scale: self.scales[group], min: self.mins[group + 8] }
+    }
 }

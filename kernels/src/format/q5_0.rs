@@ -1,34 +1,38 @@
 //! Q5_0: f16 scale, 32 high bits, 16 bytes of low halves as in Q4_0; offset 16.
 
-use super::{Decode, blocks, part};
-use crate::cpu::simd::{Affine, Simd};
+use super::blocks::Block;
+use super::part;
+use crate::cpu::simd::{Affine, LANES, Simd};
 
 pub(crate) struct Q5_0;
 
-impl Decode for Q5_0 {
+impl Block<22> for Q5_0 {
+    const HAS_MIN: bool = false;
+
     #[inline(always)]
-    fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
-        for (i, block) in blocks::<22>(row) {
-            let scale = simd.scalar_f16(*part(block, 0));
-            let codes = codes(part(block, 2), part(block, 6)).map(|half| half.map(|code| code.wrapping_sub(16)));
-            sink(i, codes.map(|half| simd.affine(simd.from_i8(&half), scale, Affine::NO_MIN)));
-        }
+    fn pair<S: Simd>(simd: S, block: &[u8; 22], affine: Affine) -> [S::F32; 2] {
+        pair::<_, 16>(simd, part(block, 2), part(block, 6), affine)
     }
 }
 
-/// The 5-bit codes of weights 0..16 and 16..32, from their high bits and low halves.
+/// The weights of the 5-bit codes with these high bits and low halves, less `ZERO`.
 #[inline(always)]
-pub(super) fn codes(high: &[u8; 4], low: &[u8; 16]) -> [[u8; 16]; 2] {
-    let high = high.map(spread);
-    let bit = |i: usize| high[i / 8][i % 8];
-    [std::array::from_fn(|i| low[i] & 15 | bit(i)), std::array::from_fn(|i| low[i] >> 4 | bit(16 + i))]
+pub(super) fn pair<S: Simd, const ZERO: u8>(simd: S, high: &[u8; 4], low: &[u8; LANES], affine: Affine) -> [S::F32; 2] {
+    let mut codes = [[0; LANES]; 2];
+    let (first, second) = (spread([high[0], high[1]]), spread([high[2], high[3]]));
+    for l in 0..LANES {
+        codes[0][l] = (low[l] & 15 | first[l]).wrapping_sub(ZERO);
+        codes[1][l] = (low[l] >> 4 | second[l]).wrapping_sub(ZERO);
+    }
+    [simd.affine(simd.from_i8(&codes[0]), affine), simd.affine(simd.from_i8(&codes[1]), affine)]
 }
 
 /// 16 in every byte whose bit of `bits` is set.
 #[inline(always)]
-fn spread(bits: u8) -> [u8; 8] {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    // Bit i alone in byte i, then carried to the top of the byte.
-    let alone = u64::from(bits) * ONES & 0x8040_2010_0804_0201;
-    ((alone + 0x7F * ONES) >> 3 & 16 * ONES).to_le_bytes()
+fn spread(bits: [u8; 2]) -> [u8; LANES] {
+    let mut spread = [0; LANES];
+    for l in 0..LANES {
+        spread[l] = if bits[l / 8] & (1 << (l % 8)) == 0 { 0 } else { 16 };
+    }
+    spread
 }

@@ -1,25 +1,24 @@
 //! Q6_K: 128 bytes of low halves, 64 bytes of high pairs of bits, 16 × i8 scales, f16 scale of scales; offset 32.
 
-use super::{Decode, blocks, part};
+use super::{Decode, Sink, part};
 use crate::cpu::simd::{Affine, LANES, Simd};
 
 pub(crate) struct Q6K;
 
 impl Decode for Q6K {
     #[inline(always)]
-    fn decode<S: Simd>(simd: S, row: &[u8], mut sink: impl FnMut(usize, [S::F32; 2])) {
-        for (i, block) in blocks::<210>(row) {
+    fn decode<S: Simd>(simd: S, row: &[u8], sink: &mut impl Sink<S>) {
+        for (i, block) in row.as_chunks::<210>().0.iter().enumerate() {
             let mut scales = [0.0; LANES];
-            let scale = simd.splat(simd.scalar_f16(*part(block, 208)));
-            simd.store(simd.mul(simd.from_i8(part(block, 192)), scale), &mut scales);
+            simd.store(simd.mul(simd.from_i8(part(block, 192)), simd.splat_f16(part(block, 208))), &mut scales);
             for half in 0..2 {
                 let codes = codes(part(block, 64 * half), part(block, 128 + 32 * half));
-                let vector = |g: usize| {
-                    let codes = simd.from_i8(part(&codes, LANES * g));
-                    simd.affine(codes, scales[8 * half + g], Affine::NO_MIN)
-                };
                 for pair in 0..4 {
-                    sink(8 * i + 4 * half + pair, [vector(2 * pair), vector(2 * pair + 1)]);
+                    let first = Affine::scale(scales[8 * half + 2 * pair]);
+                    let second = Affine::scale(scales[8 * half + 2 * pair + 1]);
+                    let first = simd.affine(simd.from_i8(part(&codes, 32 * pair)), first);
+                    let second = simd.affine(simd.from_i8(part(&codes, 32 * pair + LANES)), second);
+                    sink.pair(8 * i + 4 * half + pair, [first, second]);
                 }
             }
         }

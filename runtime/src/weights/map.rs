@@ -17,6 +17,7 @@ pub(super) fn map(path: &Path) -> Result<Bytes, WeightsError> {
     // replaced by renaming, which leaves mapped pages alone. What another process does to a file in place is as
     // undefined here as for every program that maps its data; all parsing is bounds-checked, and no invariant of a
     // type depends on what is read.
+    #[allow(unsafe_code)]
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
     Ok(Bytes::from_owner(map))
 }

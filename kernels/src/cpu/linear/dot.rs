@@ -2,7 +2,7 @@
 
 use super::{Chunk, Mode, Output};
 use crate::cpu::simd::{Kernel, LANES, Level, Simd};
-use crate::format::{Decode, PAIR, Visitor};
+use crate::format::{Decode, PAIR, Sink, Visitor};
 
 /// Computes the columns of `chunk` for every row of x, padded to whole pairs.
 ///
@@ -60,17 +60,10 @@ impl<S: Simd, const M: usize> Visitor for WithSimd<'_, S, M> {
         let Self(Dots { chunk, x, first, output }, simd) = self;
         let (bytes, row_bytes) = chunk.bytes();
         for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
-            // Two sums a row of x: one alone would wait for its own latency.
-            let mut sums = [[simd.splat(0.0); 2]; M];
-            D::decode(simd, row, |i, weights| {
-                for (x, sums) in x.iter().zip(&mut sums) {
-                    let (x, _) = x[i].as_chunks::<LANES>();
-                    sums[0] = simd.fma(weights[0], simd.load(&x[0]), sums[0]);
-                    sums[1] = simd.fma(weights[1], simd.load(&x[1]), sums[1]);
-                }
-            });
+            let mut sums = Sums { simd, x, sums: [[simd.splat(0.0); 2]; M] };
+            D::decode(simd, row, &mut sums);
             let bias = chunk.bias.map_or(0.0, |bias| bias[r]);
-            for (i, [even, odd]) in sums.into_iter().enumerate() {
+            for (i, [even, odd]) in sums.sums.into_iter().enumerate() {
                 let value = simd.sum(simd.add(even, odd)) + bias;
                 // SAFETY: row first + i < m, a column of the chunk.
                 unsafe {
@@ -78,6 +71,25 @@ impl<S: Simd, const M: usize> Visitor for WithSimd<'_, S, M> {
                     *out = if output.mode == Mode::Add { *out + value } else { value };
                 }
             }
+        }
+    }
+}
+
+/// A row of weights times rows of x.
+struct Sums<'a, S: Simd, const M: usize> {
+    simd: S,
+    x: [&'a [[f32; PAIR]]; M],
+    /// Two a row of x: one alone would wait for its own latency.
+    sums: [[S::F32; 2]; M],
+}
+
+impl<S: Simd, const M: usize> Sink<S> for Sums<'_, S, M> {
+    #[inline(always)]
+    fn pair(&mut self, index: usize, [even, odd]: [S::F32; 2]) {
+        for i in 0..M {
+            let (x, _) = self.x[i][index].as_chunks::<LANES>();
+            self.sums[i][0] = self.simd.fma(even, self.simd.load(&x[0]), self.sums[i][0]);
+            self.sums[i][1] = self.simd.fma(odd, self.simd.load(&x[1]), self.sums[i][1]);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{Chunk, Mode, Output};
 use crate::cpu::aligned::AlignedVec;
 use crate::cpu::gemm::{PANEL, Shape, Strided, gemm_panel_raw};
 use crate::cpu::simd::{Kernel, LANES, Level, Simd};
-use crate::format::{Decode, PAIR, Visitor};
+use crate::format::{Decode, PAIR, Sink, Visitor};
 
 /// Rows of weights in a chunk.
 pub(super) const ROWS: usize = PANEL;
@@ -98,10 +98,7 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                 let range = offset(start + step)..offset(start + step + len);
                 for (r, row) in bytes.chunks_exact(row_bytes).skip(first).take(count).enumerate() {
                     let (out, _) = rows[r * STEP..(r + 1) * STEP].as_chunks_mut();
-                    D::decode(simd, &row[range.clone()], |i, weights| {
-                        simd.store(weights[0], &mut out[2 * i]);
-                        simd.store(weights[1], &mut out[2 * i + 1]);
-                    });
+                    D::decode(simd, &row[range.clone()], &mut Store { simd, out });
                 }
                 let (vectors, _) = rows.as_chunks();
                 for block in 0..len.div_ceil(LANES) {
@@ -113,5 +110,19 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                 }
             }
         }
+    }
+}
+
+/// Decoded weights, to memory.
+struct Store<'a, S> {
+    simd: S,
+    out: &'a mut [[f32; LANES]],
+}
+
+impl<S: Simd> Sink<S> for Store<'_, S> {
+    #[inline(always)]
+    fn pair(&mut self, index: usize, [even, odd]: [S::F32; 2]) {
+        self.simd.store(even, &mut self.out[2 * index]);
+        self.simd.store(odd, &mut self.out[2 * index + 1]);
     }
 }

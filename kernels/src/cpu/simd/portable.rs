@@ -55,8 +55,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32 {
-        code.map(|c| c * scale + min)
+    fn affine(self, code: Self::F32, affine: Affine) -> Self::F32 {
+        code.map(|c| c * affine.scale + affine.min)
     }
 
     #[inline(always)]
@@ -78,6 +78,17 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn from_i8_words(self, words: [u32; 4]) -> Self::F32 {
+        std::array::from_fn(|i| f32::from((words[i / 4] >> (8 * (i % 4))) as i8))
+    }
+
+    #[inline(always)]
+    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
+        let (floats, _) = bytes.as_chunks();
+        std::array::from_fn(|i| f32::from_le_bytes(floats[i]))
+    }
+
+    #[inline(always)]
     fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         std::array::from_fn(|i| f16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
     }
@@ -88,16 +99,21 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn scalar_f16(self, bytes: [u8; 2]) -> f32 {
-        f16_to_f32(u16::from_le_bytes(bytes))
+    fn splat_f16(self, bytes: &[u8; 2]) -> Self::F32 {
+        [f16_to_f32(u16::from_le_bytes(*bytes)); LANES]
+    }
+
+    #[inline(always)]
+    fn f16x8(self, halves: [u32; 4]) -> [f32; 8] {
+        std::array::from_fn(|i| f16_to_f32((halves[i / 2] >> (16 * (i % 2))) as u16))
     }
 
     #[inline(always)]
     fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2] {
         let code = |nibble: u8| f32::from(nibble.wrapping_sub(ZERO).cast_signed());
         [
-            self.affine(bytes.map(|b| code(b & 15)), low.scale, low.min),
-            self.affine(bytes.map(|b| code(b >> 4)), high.scale, high.min),
+            self.affine(bytes.map(|b| code(b & 15)), low),
+            self.affine(bytes.map(|b| code(b >> 4)), high),
         ]
     }
 

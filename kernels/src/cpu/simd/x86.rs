@@ -101,8 +101,8 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32 {
-        self.fma(code, self.splat(scale), self.splat(min))
+    fn affine(self, code: Self::F32, affine: Affine) -> Self::F32 {
+        self.fma(code, self.splat(affine.scale), self.splat(affine.min))
     }
 
     #[inline(always)]
@@ -129,6 +129,24 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn from_i8_words(self, [a, b, c, d]: [u32; 4]) -> Self::F32 {
+        let [a, b, c, d] = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()];
+        // SAFETY: see `splat`.
+        unsafe {
+            let bytes = _mm_setr_epi32(a, b, c, d);
+            let high = _mm_unpackhi_epi64(bytes, bytes);
+            [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))]
+        }
+    }
+
+    #[inline(always)]
+    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
+        let p = bytes.as_ptr();
+        // SAFETY: 64 bytes are readable at `p`, 32 of them from p + 32; x86 is little-endian.
+        unsafe { [_mm256_loadu_ps(p.cast()), _mm256_loadu_ps(p.add(32).cast())] }
+    }
+
+    #[inline(always)]
     fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         let p = bytes.as_ptr();
         // SAFETY: 32 bytes are readable at `p`, sixteen of them from p + 16; F16C comes with the proof.
@@ -146,9 +164,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn scalar_f16(self, bytes: [u8; 2]) -> f32 {
+    fn splat_f16(self, bytes: &[u8; 2]) -> Self::F32 {
+        // Spread, then widened: the widening of a lone half would wait for the register's last value.
         // SAFETY: F16C comes with the proof.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes))))) }
+        unsafe { [_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(*bytes))); 2] }
+    }
+
+    #[inline(always)]
+    fn f16x8(self, [a, b, c, d]: [u32; 4]) -> [f32; 8] {
+        let [a, b, c, d] = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()];
+        let mut out = [0.0; 8];
+        // SAFETY: F16C comes with the proof; eight floats are writable there.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_setr_epi32(a, b, c, d))) };
+        out
     }
 
     #[inline(always)]
@@ -156,14 +184,17 @@ impl Simd for Avx2 {
         let p = bytes.as_ptr();
         // SAFETY: sixteen bytes are readable at `p`, eight of them from p + 8.
         let [low_codes, high_codes] = unsafe {
-            let bytes = [_mm_loadl_epi64(p.cast()), _mm_loadl_epi64(p.add(8).cast())];
-            let wide = bytes.map(|b| _mm256_cvtepu8_epi32(b));
-            let zero = _mm256_set1_epi32(i32::from(ZERO));
-            let float = |code| _mm256_cvtepi32_ps(if ZERO == 0 { code } else { _mm256_sub_epi32(code, zero) });
-            let mask = _mm256_set1_epi32(15);
-            [wide.map(|v| float(_mm256_and_si256(v, mask))), wide.map(|v| float(_mm256_srli_epi32::<4>(v)))]
+            let first = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let second = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            let (mask, zero) = (_mm256_set1_epi32(15), _mm256_set1_epi32(i32::from(ZERO)));
+            let low = [_mm256_and_si256(first, mask), _mm256_and_si256(second, mask)];
+            let high = [_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second)];
+            [
+                [_mm256_cvtepi32_ps(_mm256_sub_epi32(low[0], zero)), _mm256_cvtepi32_ps(_mm256_sub_epi32(low[1], zero))],
+                [_mm256_cvtepi32_ps(_mm256_sub_epi32(high[0], zero)), _mm256_cvtepi32_ps(_mm256_sub_epi32(high[1], zero))],
+            ]
         };
-        [self.affine(low_codes, low.scale, low.min), self.affine(high_codes, high.scale, high.min)]
+        [self.affine(low_codes, low), self.affine(high_codes, high)]
     }
 
     #[inline(always)]
@@ -241,8 +272,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn affine(self, code: Self::F32, scale: f32, min: f32) -> Self::F32 {
-        self.fma(code, self.splat(scale), self.splat(min))
+    fn affine(self, code: Self::F32, affine: Affine) -> Self::F32 {
+        self.fma(code, self.splat(affine.scale), self.splat(affine.min))
     }
 
     #[inline(always)]
@@ -255,6 +286,19 @@ impl Simd for Avx512 {
     fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
         // SAFETY: sixteen bytes are readable there.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn from_i8_words(self, [a, b, c, d]: [u32; 4]) -> Self::F32 {
+        let [a, b, c, d] = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()];
+        // SAFETY: see `splat`.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_setr_epi32(a, b, c, d))) }
+    }
+
+    #[inline(always)]
+    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
+        // SAFETY: 64 bytes are readable there; x86 is little-endian.
+        unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -272,8 +316,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn scalar_f16(self, bytes: [u8; 2]) -> f32 {
-        Avx2(()).scalar_f16(bytes)
+    fn splat_f16(self, bytes: &[u8; 2]) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(*bytes))) }
+    }
+
+    #[inline(always)]
+    fn f16x8(self, halves: [u32; 4]) -> [f32; 8] {
+        Avx2(()).f16x8(halves)
     }
 
     /// A half byte can take sixteen values, as many as a register has lanes: one multiplication makes the table of
@@ -282,7 +332,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2] {
         let codes = self.load(&const { codes(ZERO) });
-        let [low, high] = [low, high].map(|a| self.affine(codes, a.scale, a.min));
+        let (low, high) = (self.affine(codes, low), self.affine(codes, high));
         // SAFETY: sixteen bytes are readable there; the permutation reads the low four bits of each index only.
         unsafe {
             let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));

@@ -1,0 +1,7 @@
+//! Models: what a checkpoint says, and the transformer that computes it.
+
+pub mod config;
+pub mod transformer;
+
+pub use config::{Architecture, ModelConfig};
+pub use transformer::{Model, ModelError, Session};

@@ -1,0 +1,95 @@
+//! The default model against recorded logits of an independent f32 implementation.
+//!
+//! The model is fetched if it is not in the store. Recordings that hold logits are named in `THINKEY_FIXTURES`; the slice
+//! in the repository has none, so its prompt-free counterpart here is the greedy continuation of a short text.
+
+use std::ops::ControlFlow;
+use thinkey::{
+    model::{Model, Session},
+    store::{DEFAULT, Store},
+    weights::Checkpoint,
+};
+use thinkey_core::{CachePlan, Lambda, StorageKind};
+use thinkey_tests::recording::Recording;
+
+fn model() -> Model {
+    let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
+    Model::load(&Checkpoint::open(&path).unwrap(), 2).unwrap()
+}
+
+fn session(model: &Model, tokens: usize, slots: usize, lambda: Lambda, kind: StorageKind) -> Session {
+    let config = model.config();
+    let plan = CachePlan {
+        layers: config.layers,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        recent: 32,
+        slots,
+        tokens,
+        window: config.sliding_window,
+        keys: kind,
+        values: kind,
+    };
+    Session::new(plan, |_, _| lambda.kept(config.head_dim)).unwrap()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+    u32::try_from(best.0).unwrap()
+}
+
+#[test]
+fn logits_equal_the_recordings() {
+    let model = model();
+    for recording in Recording::all() {
+        if !recording.has("input_ids") {
+            continue;
+        }
+        let ids: Vec<u32> = recording.integers("input_ids").data.iter().map(|&id| u32::try_from(id).unwrap()).collect();
+        let next = u32::try_from(recording.integers("next_token").data[0]).unwrap();
+        for (lambda, suffix) in [(0, "none"), (400, "think.0.4"), (500, "think.0.5"), (600, "think.0.6")] {
+            for kind in [StorageKind::F32, StorageKind::F16] {
+                let lambda = Lambda::from_per_mille(lambda).unwrap();
+                let mut session = session(&model, ids.len() + 1, 1, lambda, kind);
+                let prompt = model.prefill(&mut session, 0, &ids, &mut |_, _| {}).unwrap();
+                let off = largest_difference(prompt, &recording.floats("prefill_last_logits").data);
+                assert!(off < 0.05, "prompt: logits are off by {off}");
+                assert_eq!(session.cache().allocated(), session.cache().planned().total());
+                let step = model.decode(&mut session, &[0], &[next]).unwrap();
+                let off = largest_difference(step, &recording.floats(&format!("decode_logits.{suffix}")).data);
+                eprintln!("{suffix} {}: logits off by {off}", kind.name());
+                assert!(off < 0.05, "{suffix} {}: logits are off by {off}", kind.name());
+            }
+        }
+    }
+}
+
+/// Token by token, in one prompt, in two turns, and beside another sequence: the same logits within rounding where
+/// nothing is pruned.
+#[test]
+fn all_ways_to_feed_tokens_agree() {
+    let model = model();
+    let ids: Vec<u32> = (0..150u32).map(|i| (i * 7919 + 13) % 49_000).collect();
+    let whole = |slots| session(&model, 200, slots, Lambda::WHOLE, StorageKind::F32);
+    let mut once = whole(1);
+    let expected = model.prefill(&mut once, 0, &ids, &mut |_, _| {}).unwrap().to_vec();
+    let mut turns = whole(1);
+    model.prefill(&mut turns, 0, &ids[..90], &mut |_, _| {}).unwrap();
+    let two = model.prefill(&mut turns, 0, &ids[90..], &mut |_, _| {}).unwrap();
+    let off = largest_difference(two, &expected);
+    assert!(off < 2e-3, "two turns: off by {off}");
+    let mut steps = whole(2);
+    model.prefill(&mut steps, 1, &ids[..20], &mut |_, _| {}).unwrap();
+    model.prefill(&mut steps, 0, &ids[..20], &mut |_, _| {}).unwrap();
+    let mut last = Vec::new();
+    for &id in &ids[20..] {
+        last = model.decode(&mut steps, &[1, 0], &[argmax(&expected), id]).unwrap().to_vec();
+    }
+    let off = largest_difference(&last[expected.len()..], &expected);
+    assert!(off < 2e-3, "token by token beside another sequence: off by {off}");
+}
