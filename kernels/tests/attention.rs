@@ -59,7 +59,16 @@ struct Story {
 
 impl Story {
     /// The attention output of query head `head` for the token at `position`, when tokens `..thin` are thin.
-    fn attend(&self, case: &Case, cache: &ThinCache, slot: usize, head: usize, query: &[f32], position: usize, thin: usize) -> Vec<f64> {
+    fn attend(
+        &self,
+        case: &Case,
+        cache: &ThinCache,
+        slot: usize,
+        head: usize,
+        query: &[f32],
+        position: usize,
+        thin: usize,
+    ) -> Vec<f64> {
         let (d, kv) = (case.head_dim, head / GROUP);
         let view = cache.head(0, kv, slot, true).unwrap();
         let at = |token: usize, c: usize| (token * KV_HEADS + kv) * d + c;
@@ -73,7 +82,8 @@ impl Story {
             .collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
-        let weigh = |c| logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * f64::from(self.values[at(t, c)])).sum();
+        let weigh =
+            |c| logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * f64::from(self.values[at(t, c)])).sum();
         (0..d).map(weigh).collect()
     }
 }
@@ -112,7 +122,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         let mut out = vec![f32::NAN; new * HEADS * d];
         let exact = new > 1;
         if exact {
-            attention::prefill(&pool, level, &cache, 0, slot, fused, new, &mut out, &mut scratch).unwrap();
+            attention::prefill((&pool, level), &cache, 0, (slot, new), fused, &mut out, &mut scratch).unwrap();
         }
         for head in 0..KV_HEADS {
             let rows = Rows { keys: &data[keys + head * d..], values: &data[values + head * d..], stride };
@@ -120,10 +130,11 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
             cache.admit(0, head, slot, queries, rows).unwrap();
         }
         if !exact {
-            attention::decode(&pool, level, &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
+            attention::decode((&pool, level), &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
         }
         let after = before + new;
-        let thin = if exact { before - admission.before.recent as usize } else { after - admission.after.recent as usize };
+        let thin =
+            if exact { before - admission.before.recent as usize } else { after - admission.after.recent as usize };
         for (row, out) in out.chunks(HEADS * d).enumerate() {
             for (head, out) in out.chunks(d).enumerate() {
                 let query = &data[row * stride + head * d..][..d];

@@ -5,5 +5,6 @@
 #![deny(unsafe_code)]
 
 pub mod model;
+pub mod sample;
 pub mod store;
 pub mod weights;

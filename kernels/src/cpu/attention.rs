@@ -66,8 +66,7 @@ const TASK_BLOCKS: usize = 8;
 /// # Errors
 /// Where slices do not fit.
 pub fn decode(
-    pool: &Pool,
-    level: Level,
+    (pool, level): (&Pool, Level),
     cache: &ThinCache,
     layer: usize,
     slots: &[usize],
@@ -158,13 +157,11 @@ struct Region<'a> {
 /// # Errors
 /// Where slices do not fit.
 pub fn prefill(
-    pool: &Pool,
-    level: Level,
+    (pool, level): (&Pool, Level),
     cache: &ThinCache,
     layer: usize,
-    slot: usize,
+    (slot, rows): (usize, usize),
     fused: Fused<'_>,
-    rows: usize,
     out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) -> Result<(), Error> {

@@ -165,10 +165,10 @@ impl KeyScores<'_> {
         let mut sums = [[simd.splat(0.0); 2]; N];
         for channel in 0..channels {
             let keys = [load(simd, kind, bytes, channel * stride), load(simd, kind, bytes, channel * stride + LANES)];
-            for n in 0..N {
-                let q = simd.splat(queries[n][channel]);
-                sums[n][0] = simd.fma(q, keys[0], sums[n][0]);
-                sums[n][1] = simd.fma(q, keys[1], sums[n][1]);
+            for (query, sums) in queries.iter().zip(&mut sums) {
+                let q = simd.splat(query[channel]);
+                sums[0] = simd.fma(q, keys[0], sums[0]);
+                sums[1] = simd.fma(q, keys[1], sums[1]);
             }
         }
         for (n, [low, high]) in sums.into_iter().enumerate() {
@@ -223,9 +223,9 @@ impl MixValues<'_> {
                 for parity in 0..2 {
                     if lane + parity < self.lanes.end {
                         let value = load(simd, kind, bytes, (lane + parity) * head_dim + column);
-                        for n in 0..N {
-                            let weight = simd.splat(weights[n][lane + parity]);
-                            sums[n][parity] = simd.fma(weight, value, sums[n][parity]);
+                        for (weights, sums) in weights.iter().zip(&mut sums) {
+                            let weight = simd.splat(weights[lane + parity]);
+                            sums[parity] = simd.fma(weight, value, sums[parity]);
                         }
                     }
                 }

@@ -158,11 +158,8 @@ impl Model {
             } else {
                 None
             };
-            let head_norms = if config.qk_norm {
-                Some((vector(LayerRole::QueryNorm)?, vector(LayerRole::KeyNorm)?))
-            } else {
-                None
-            };
+            let head_norms =
+                if config.qk_norm { Some((vector(LayerRole::QueryNorm)?, vector(LayerRole::KeyNorm)?)) } else { None };
             layers.push(Layer {
                 attention_norm: vector(LayerRole::AttentionNorm)?,
                 qkv: linear(
@@ -232,7 +229,12 @@ impl Model {
     ///
     /// # Panics
     /// Where `slots` and `tokens` differ in length or a slot is named twice.
-    pub fn decode<'s>(&self, session: &'s mut Session, slots: &[usize], tokens: &[u32]) -> Result<&'s [f32], ModelError> {
+    pub fn decode<'s>(
+        &self,
+        session: &'s mut Session,
+        slots: &[usize],
+        tokens: &[u32],
+    ) -> Result<&'s [f32], ModelError> {
         assert_eq!(slots.len(), tokens.len(), "one token a sequence");
         assert!((1..slots.len()).all(|i| !slots[..i].contains(&slots[i])), "a slot is named twice");
         self.embed(tokens, session)?;
@@ -296,7 +298,8 @@ impl Model {
         let admit = |cache: &mut ThinCache, slot: usize, row: usize, count: usize| -> Result<(), Error> {
             let data = &view.data[row * stride..];
             for head in 0..kv_heads {
-                let rows = Rows { keys: &data[keys + head * head_dim..], values: &data[values + head * head_dim..], stride };
+                let rows =
+                    Rows { keys: &data[keys + head * head_dim..], values: &data[values + head * head_dim..], stride };
                 let first = count.saturating_sub(WINDOW);
                 let queries = (0..group).map(|member| {
                     let at = first * stride + (head * group + member) * head_dim;
@@ -308,14 +311,14 @@ impl Model {
         };
         match which {
             Pass::Prompt(slot) => {
-                attention::prefill(pool, *level, cache, index, slot, view, count, mixed, attention)?;
+                attention::prefill((pool, *level), cache, index, (slot, count), view, mixed, attention)?;
                 admit(cache, slot, 0, count)?;
             }
             Pass::Steps(slots) => {
                 for (row, &slot) in slots.iter().enumerate() {
                     admit(cache, slot, row, 1)?;
                 }
-                attention::decode(pool, *level, cache, index, slots, view, mixed, attention)?;
+                attention::decode((pool, *level), cache, index, slots, view, mixed, attention)?;
             }
         }
         let x = &mut x[..count * config.width];
