@@ -1,1 +1,88 @@
-fn main() {}
+//! Linear layers at the shapes of SmolLM2-135M: `elements` a second are weights for decoding, multiplications for
+//! prefill. `cargo bench --bench linear -- decode/Q4_1` picks some.
+
+#![allow(missing_docs, reason = "criterion_group! writes a public function without any")]
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+use thinkey_kernels::cpu::aligned::AlignedVec;
+use thinkey_kernels::cpu::gemm::{PANEL, Shape, Strided, StridedMut, gemm_panel};
+use thinkey_kernels::cpu::linear::{Linear, LinearScratch, Mode};
+use thinkey_kernels::cpu::pool::Pool;
+use thinkey_kernels::cpu::simd::Level;
+use thinkey_kernels::format::{Matrix, WeightFormat};
+
+/// Rows and columns: fused QKV, gate and up, down, output head.
+const SHAPES: [(usize, usize); 4] = [(960, 576), (3072, 576), (576, 1536), (49152, 576)];
+
+/// A layer whose bytes are all alike: every scale is about 0.0078, none is infinite or subnormal.
+fn layer(format: WeightFormat, rows: usize, cols: usize) -> Linear {
+    // The last columns are dropped where they make no whole block.
+    let cols = cols / format.block_len() * format.block_len();
+    let bytes = vec![0x20; rows * format.row_bytes(cols).expect("whole blocks")];
+    let matrix = Matrix::new(format, rows, cols, Bytes::from(bytes)).expect("bytes of the shape");
+    Linear::new(vec![matrix], None).expect("one matrix")
+}
+
+fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
+    for format in formats {
+        let mut group = c.benchmark_group(format!("{name}/{}", format.name()));
+        for (rows, cols) in SHAPES {
+            let layer = layer(*format, rows, cols);
+            // The output head sees only the last token of a prompt.
+            if m > 1 && rows == 49152 {
+                continue;
+            }
+            group.throughput(Throughput::Elements((m * rows * layer.cols()) as u64));
+            let x = AlignedVec::zeros(m * layer.cols());
+            let mut out = AlignedVec::zeros(m * rows);
+            for threads in [1, 2] {
+                let pool = Pool::new(threads).expect("threads");
+                let mut scratch = LinearScratch::default();
+                group.bench_function(BenchmarkId::new(format!("{rows}x{cols}"), threads), |b| {
+                    let (x, out) = (&x[..m * layer.cols()], &mut out[..m * rows]);
+                    b.iter(|| layer.forward(&pool, Level::best(), black_box(x), out, Mode::Store, &mut scratch));
+                });
+            }
+        }
+    }
+}
+
+fn decode(c: &mut Criterion) {
+    forward(c, "decode", &WeightFormat::ALL, 1);
+}
+
+fn prefill(c: &mut Criterion) {
+    forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], 512);
+}
+
+fn micro_kernel(c: &mut Criterion) {
+    let mut group = c.benchmark_group("gemm_panel");
+    for (m, k) in [(512, 576), (512, 1536), (128, 64)] {
+        let (a, b, mut out) = (AlignedVec::zeros(m * k), AlignedVec::zeros(k * PANEL), AlignedVec::zeros(m * PANEL));
+        group.throughput(Throughput::Elements((m * k * PANEL) as u64));
+        for level in Level::available() {
+            group.bench_function(BenchmarkId::new(level.name(), format!("{m}x{k}")), |bencher| {
+                bencher.iter(|| {
+                    let c = StridedMut { data: &mut out, stride: PANEL };
+                    let (a, b) = (Strided { data: &a, stride: k }, Strided { data: &b, stride: PANEL });
+                    gemm_panel(level, Shape { m, k, n: PANEL }, black_box(a), b, c, false);
+                });
+            });
+        }
+    }
+}
+
+fn fork_join(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fork_join");
+    for threads in [1, 2] {
+        let pool = Pool::new(threads).expect("threads");
+        group.bench_function(BenchmarkId::from_parameter(threads), |b| {
+            b.iter(|| pool.run(8, &|task| _ = black_box(task)))
+        });
+    }
+}
+
+criterion_group!(benches, decode, prefill, micro_kernel, fork_join);
+criterion_main!(benches);

@@ -7,4 +7,5 @@
 pub mod model;
 pub mod sample;
 pub mod store;
+pub mod text;
 pub mod weights;

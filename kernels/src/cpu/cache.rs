@@ -1,8 +1,6 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
-use thinkey_core::{
-    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span,
-};
+use thinkey_core::{Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span};
 
 /// One cache line: the unit in which the arena is allocated, so that every part of it is aligned.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]

@@ -179,11 +179,14 @@ impl Tile {
             // SAFETY: p < k, r < R and v < V.
             unsafe {
                 let b = self.b.add(p * self.b_stride);
-                let b: [S::F32; V] = std::array::from_fn(|v| simd.load(&*b.add(LANES * v).cast()));
+                let mut vectors = [simd.splat(0.0); V];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    *vector = simd.load(&*b.add(LANES * v).cast());
+                }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let a = simd.splat(*self.a.add(r * self.a_stride + p));
                     for v in 0..V {
-                        sums[v] = simd.fma(a, b[v], sums[v]);
+                        sums[v] = simd.fma(a, vectors[v], sums[v]);
                     }
                 }
             }

@@ -14,8 +14,9 @@ use super::simd::Level;
 use crate::format::{Matrix, PAIR};
 use std::sync::Mutex;
 
-/// Rows of x up to which each row of weights is dequantised for a dot product, and not for a panel.
-const DOT_ROWS: usize = 6;
+/// Rows of x up to which dot products are faster than panels: two groups of four, each of which unpacks the weights
+/// once, against unpacking them once, transposing and storing them.
+const DOT_ROWS: usize = 8;
 
 /// One or more weight matrices of as many columns, stacked along their rows: layers that read the same input (query,
 /// key and value; gate and up) run as one. The parts may differ in format.

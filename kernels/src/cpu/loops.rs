@@ -77,7 +77,7 @@ fn need(what: &'static str, expected: usize, actual: usize) -> Result<(), Error>
 fn load<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> S::F32 {
     match kind {
         StorageKind::F16 => match bytes[2 * at..].first_chunk() {
-            Some(bytes) => simd.from_f16(bytes),
+            Some(bytes) => simd.load_f16(bytes),
             None => simd.splat(0.0),
         },
         _ => {

@@ -13,12 +13,16 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, yield_now};
 use std::time::{Duration, Instant};
 
-/// How long an idle worker, or a caller whose workers are at their last task, spins before it sleeps: longer than the
-/// serial parts between the products of one layer, far shorter than a scheduler's time slice.
-const SPIN: Duration = Duration::from_micros(50);
+/// How long an idle worker spins before it sleeps: longer than the serial parts between the products of one layer, far
+/// shorter than a scheduler's time slice. All the while it yields to whoever else wants its core.
+const IDLE: Duration = Duration::from_micros(50);
+
+/// How long a caller spins for workers that are at their last task: longer than such tasks are, unless the worker has
+/// lost its core, perhaps to this very caller.
+const LAST: Duration = Duration::from_micros(10);
 
 /// A fixed set of threads that share the tasks of one loop at a time.
 pub struct Pool {
@@ -203,9 +207,9 @@ impl Shared {
         if joined(self.state.fetch_and(!OPEN, Ordering::AcqRel)) == 0 {
             return;
         }
-        let mut spin = Spin::new();
+        let mut spin = Spin::new(LAST);
         while joined(self.state.load(Ordering::Acquire)) > 0 {
-            if !spin.again() {
+            if spin.again().is_none() {
                 self.state.fetch_or(WAITING, Ordering::AcqRel);
                 let mut guard = lock(&self.sleep);
                 // Looked at under the lock, which the last worker takes before it notifies.
@@ -220,16 +224,20 @@ impl Shared {
     /// The life of a worker.
     fn work(&self, thread: usize) {
         let mut seen = 0;
-        let mut spin = Spin::new();
+        let mut spin = Spin::new(IDLE);
         loop {
             let state = self.state.load(Ordering::Acquire);
             if state & STOP != 0 {
                 return;
             }
             if epoch(state) == seen {
-                if !spin.again() {
-                    self.sleep(seen);
-                    spin = Spin::new();
+                match spin.again() {
+                    Some(0) => yield_now(),
+                    Some(_) => {}
+                    None => {
+                        self.sleep(seen);
+                        spin = Spin::new(IDLE);
+                    }
                 }
                 continue;
             }
@@ -245,7 +253,7 @@ impl Shared {
                     drop(lock(&self.sleep));
                     self.done.notify_one();
                 }
-                spin = Spin::new();
+                spin = Spin::new(IDLE);
             }
         }
     }
@@ -270,8 +278,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Busy waiting for [`SPIN`].
+/// Busy waiting for a limited time.
 struct Spin {
+    limit: Duration,
     rounds: u32,
     since: Option<Instant>,
 }
@@ -280,18 +289,16 @@ impl Spin {
     /// Pauses between looks at the clock.
     const ROUNDS: u32 = 32;
 
-    const fn new() -> Self {
-        Self { rounds: 0, since: None }
+    const fn new(limit: Duration) -> Self {
+        Self { limit, rounds: 0, since: None }
     }
 
-    /// Pauses; false when the time is over.
-    fn again(&mut self) -> bool {
+    /// Pauses; returns the pauses since the last look at the clock, or nothing when the time is over.
+    fn again(&mut self) -> Option<u32> {
         spin_loop();
-        self.rounds += 1;
-        if !self.rounds.is_multiple_of(Self::ROUNDS) {
-            return true;
-        }
-        self.since.get_or_insert_with(Instant::now).elapsed() < SPIN
+        self.rounds = (self.rounds + 1) % Self::ROUNDS;
+        let over = self.rounds == 0 && self.since.get_or_insert_with(Instant::now).elapsed() >= self.limit;
+        (!over).then_some(self.rounds)
     }
 }
 
@@ -329,7 +336,7 @@ mod tests {
             });
             assert_eq!(sum.swap(0, Ordering::Relaxed), 10, "round {round}");
             if round % 2_000 == 0 {
-                sleep(4 * SPIN);
+                sleep(4 * IDLE);
             }
         }
     }
@@ -349,7 +356,7 @@ mod tests {
     #[test]
     fn the_caller_waits_for_a_worker_that_is_still_busy() {
         let pool = Pool::new(2).unwrap();
-        for wait in [Duration::ZERO, SPIN / 2, 20 * SPIN] {
+        for wait in [Duration::ZERO, LAST / 2, 100 * LAST] {
             let ended = AtomicU32::new(0);
             pool.run_on_threads(2, &|_, thread| {
                 if thread == 1 {
@@ -366,8 +373,8 @@ mod tests {
     #[test]
     fn no_wakeup_is_lost_when_the_last_worker_leaves_as_the_caller_goes_to_sleep() {
         let pool = Pool::new(2).unwrap();
-        for round in 0..4_000 {
-            let until = SPIN + Duration::from_nanos(round % 100 * 100);
+        for round in 0..8_000 {
+            let until = LAST + Duration::from_nanos(round % 100 * 100);
             pool.run_on_threads(2, &|_, thread| {
                 let start = Instant::now();
                 while thread == 1 && start.elapsed() < until {
@@ -415,7 +422,7 @@ mod tests {
 
     #[test]
     fn dropping_ends_sleeping_and_spinning_workers() {
-        for pause in [Duration::ZERO, 4 * SPIN] {
+        for pause in [Duration::ZERO, 4 * IDLE] {
             let pool = Pool::new(3).unwrap();
             pool.run(6, &|_| {});
             sleep(pause);

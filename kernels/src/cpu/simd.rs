@@ -125,19 +125,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, vector: Self::F32) -> f32;
 
     /// Sixteen signed bytes as floats.
-    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32;
+    fn load_i8(self, bytes: &[u8; LANES]) -> Self::F32;
 
-    /// [`from_i8`](Self::from_i8) for bytes in registers, four a word, the lowest first.
-    fn from_i8_words(self, words: [u32; 4]) -> Self::F32;
+    /// [`load_i8`](Self::load_i8) for bytes in registers, four a word, the lowest first.
+    fn i8_words(self, words: [u32; 4]) -> Self::F32;
 
     /// Sixteen floats, little-endian.
-    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32;
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32;
 
     /// Sixteen binary16, little-endian.
-    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
+    fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
 
     /// Sixteen bfloat16, little-endian.
-    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32;
 
     /// One binary16, little-endian, in every lane.
     fn splat_f16(self, bytes: &[u8; 2]) -> Self::F32;
@@ -193,13 +193,13 @@ mod tests {
             let rows = std::array::from_fn(|r| s.add(a, s.splat(r as f32)));
             let [n0, n1] = s.nibbles::<0>(half, low, high);
             let [n2, n3] = s.nibbles::<8>(half, low, high);
-            let exact = [s.from_i8(half), s.from_f16(bytes), s.from_bf16(bytes), s.mul(a, b), s.add(a, b)];
+            let exact = [s.load_i8(half), s.load_f16(bytes), s.load_bf16(bytes), s.mul(a, b), s.add(a, b)];
             let close = [s.fma(a, b, c), s.affine(a, low), n0, n1, n2, n3, s.splat(s.sum(a))];
             let words = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<_>>();
             let words = [words[0], words[1], words[2], words[3]];
             let eight = s.f16x8(words);
             let wide: &[u8; 64] = &[*bytes; 2].concat().try_into().unwrap();
-            let more = [s.from_i8_words(words), s.from_f32(wide), s.splat_f16(&[bytes[0], bytes[1]])];
+            let more = [s.i8_words(words), s.load_f32(wide), s.splat_f16(&[bytes[0], bytes[1]])];
             let halves = s.load(&[eight; 2].concat().try_into().unwrap());
             let vectors = exact.into_iter().chain(more).chain([halves]).chain(s.transpose(rows)).chain(close);
             vectors

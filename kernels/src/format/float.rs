@@ -67,9 +67,9 @@ macro_rules! float {
     };
 }
 
-float!(F32, "F32", 4 * LANES, |simd, bytes| simd.from_f32(bytes));
-float!(F16, "F16", 2 * LANES, |simd, bytes| simd.from_f16(bytes));
-float!(Bf16, "Bf16", 2 * LANES, |simd, bytes| simd.from_bf16(bytes));
+float!(F32, "F32", 4 * LANES, |simd, bytes| simd.load_f32(bytes));
+float!(F16, "F16", 2 * LANES, |simd, bytes| simd.load_f16(bytes));
+float!(Bf16, "Bf16", 2 * LANES, |simd, bytes| simd.load_bf16(bytes));
 
 #[cfg(test)]
 mod tests {
@@ -94,7 +94,7 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let mut out = [0.0; LANES];
-            simd.store(simd.from_f16(self.0), &mut out);
+            simd.store(simd.load_f16(self.0), &mut out);
             let mut first = [0.0; LANES];
             simd.store(simd.splat_f16(self.0.first_chunk().unwrap()), &mut first);
             assert!(first.iter().all(|v| v.to_bits() == first[0].to_bits()));

@@ -199,6 +199,13 @@ fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("a part of a block")
 }
 
+/// `value`, in memory. A load spreads a float over a register or widens bytes to integers on its way; a value that the
+/// compiler keeps in registers is shuffled apart, on the one port that unpacking is bound by.
+#[inline(always)]
+fn in_memory<T>(value: &T) -> &T {
+    std::hint::black_box(value)
+}
+
 /// A weight matrix in the format of its file: `rows` output features of `cols` inputs each.
 ///
 /// The bytes are shared, not copied: they usually are a slice of a memory-mapped file, of any alignment.

@@ -1,7 +1,7 @@
 //! Q4_K: f16 scale of scales, f16 scale of minima, 8 × (6-bit scale, 6-bit minimum) in 12 bytes, 128 bytes: of each
 //! 32, the low halves are one group of 32 weights and the high ones the next.
 
-use super::{Decode, Sink, part};
+use super::{Decode, Sink, in_memory, part};
 use crate::cpu::simd::{Affine, LANES, Simd};
 
 pub(crate) struct Q4K;
@@ -11,6 +11,7 @@ impl Decode for Q4K {
     fn decode<S: Simd>(simd: S, row: &[u8], sink: &mut impl Sink<S>) {
         for (i, block) in row.as_chunks::<144>().0.iter().enumerate() {
             let groups = Groups::new(simd, part(block, 0));
+            let groups = in_memory(&groups);
             for pair in 0..4 {
                 let (low, high) = (groups.get(2 * pair), groups.get(2 * pair + 1));
                 let [low0, high0] = simd.nibbles::<0>(part(block, 16 + 32 * pair), low, high);
@@ -37,7 +38,7 @@ impl Groups {
         let word = |at: usize| u32::from_le_bytes(*part(header, at));
         let (a, b, c) = (word(4), word(8), word(12));
         // Groups 0..4 have their six bits in a and b; groups 4..8 four bits in c and two in the tops of a and b.
-        let codes = simd.from_i8_words([
+        let codes = simd.i8_words([
             a & 0x3F3F_3F3F,
             c & 0x0F0F_0F0F | a >> 2 & 0x3030_3030,
             b & 0x3F3F_3F3F,

@@ -15,24 +15,29 @@ impl Block<22> for Q5_0 {
     }
 }
 
-/// The weights of the 5-bit codes with these high bits and low halves, less `ZERO`.
+/// The weights of the 5-bit codes with these high bits and low halves, less `ZERO`, which is 0 or 16.
 #[inline(always)]
 pub(super) fn pair<S: Simd, const ZERO: u8>(simd: S, high: &[u8; 4], low: &[u8; LANES], affine: Affine) -> [S::F32; 2] {
-    let mut codes = [[0; LANES]; 2];
-    let (first, second) = (spread([high[0], high[1]]), spread([high[2], high[3]]));
-    for l in 0..LANES {
-        codes[0][l] = (low[l] & 15 | first[l]).wrapping_sub(ZERO);
-        codes[1][l] = (low[l] >> 4 | second[l]).wrapping_sub(ZERO);
-    }
-    [simd.affine(simd.from_i8(&codes[0]), affine), simd.affine(simd.from_i8(&codes[1]), affine)]
+    let low = [u64::from_le_bytes(*part(low, 0)), u64::from_le_bytes(*part(low, 8))];
+    let first = words([codes::<ZERO>(low[0], high[0]), codes::<ZERO>(low[1], high[1])]);
+    let second = words([codes::<ZERO>(low[0] >> 4, high[2]), codes::<ZERO>(low[1] >> 4, high[3])]);
+    [simd.affine(simd.i8_words(first), affine), simd.affine(simd.i8_words(second), affine)]
 }
 
-/// 16 in every byte whose bit of `bits` is set.
+/// Eight codes, a byte each, from the low four bits of the bytes of `low` and the bits of `high`.
 #[inline(always)]
-fn spread(bits: [u8; 2]) -> [u8; LANES] {
-    let mut spread = [0; LANES];
-    for l in 0..LANES {
-        spread[l] = if bits[l / 8] & (1 << (l % 8)) == 0 { 0 } else { 16 };
-    }
-    spread
+fn codes<const ZERO: u8>(low: u64, high: u8) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const SIXTEENS: u64 = 0x10 * ONES;
+    // Bit i alone in byte i, then carried to bit 4 of it.
+    let alone = (u64::from(high) * ONES) & 0x8040_2010_0804_0201;
+    let sixteens = ((alone + 0x7F * ONES) >> 3) & SIXTEENS;
+    let low = low & (0x0F * ONES);
+    // A code less 16 is its low bits below a sign that the high bit clears.
+    if ZERO == 0 { low | sixteens } else { low | ((sixteens ^ SIXTEENS) * 15) }
+}
+
+#[inline(always)]
+fn words([a, b]: [u64; 2]) -> [u32; 4] {
+    [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
 }

@@ -2,7 +2,7 @@
 //! halves as in Q4_K.
 
 use super::q4_k::Groups;
-use super::{Decode, Sink, part};
+use super::{Decode, Sink, in_memory, part};
 use crate::cpu::simd::{LANES, Simd};
 
 pub(crate) struct Q5K;
@@ -13,9 +13,10 @@ impl Decode for Q5K {
         for (i, block) in row.as_chunks::<176>().0.iter().enumerate() {
             let groups = Groups::new(simd, part(block, 0));
             let codes = codes(part(block, 48), part(block, 16));
-            for (g, codes) in codes.iter().enumerate() {
+            let groups = in_memory(&groups);
+            for (g, codes) in in_memory(&codes).iter().enumerate() {
                 let group = groups.get(g);
-                let (first, second) = (simd.from_i8(part(codes, 0)), simd.from_i8(part(codes, LANES)));
+                let (first, second) = (simd.load_i8(part(codes, 0)), simd.load_i8(part(codes, LANES)));
                 sink.pair(8 * i + g, [simd.affine(first, group), simd.affine(second, group)]);
             }
         }

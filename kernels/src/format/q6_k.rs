@@ -1,6 +1,6 @@
 //! Q6_K: 128 bytes of low halves, 64 bytes of high pairs of bits, 16 × i8 scales, f16 scale of scales; offset 32.
 
-use super::{Decode, Sink, part};
+use super::{Decode, Sink, in_memory, part};
 use crate::cpu::simd::{Affine, LANES, Simd};
 
 pub(crate) struct Q6K;
@@ -10,14 +10,16 @@ impl Decode for Q6K {
     fn decode<S: Simd>(simd: S, row: &[u8], sink: &mut impl Sink<S>) {
         for (i, block) in row.as_chunks::<210>().0.iter().enumerate() {
             let mut scales = [0.0; LANES];
-            simd.store(simd.mul(simd.from_i8(part(block, 192)), simd.splat_f16(part(block, 208))), &mut scales);
+            simd.store(simd.mul(simd.load_i8(part(block, 192)), simd.splat_f16(part(block, 208))), &mut scales);
+            let scales = in_memory(&scales);
             for half in 0..2 {
                 let codes = codes(part(block, 64 * half), part(block, 128 + 32 * half));
+                let codes = in_memory(&codes);
                 for pair in 0..4 {
                     let first = Affine::scale(scales[8 * half + 2 * pair]);
                     let second = Affine::scale(scales[8 * half + 2 * pair + 1]);
-                    let first = simd.affine(simd.from_i8(part(&codes, 32 * pair)), first);
-                    let second = simd.affine(simd.from_i8(part(&codes, 32 * pair + LANES)), second);
+                    let first = simd.affine(simd.load_i8(part(codes, 32 * pair)), first);
+                    let second = simd.affine(simd.load_i8(part(codes, 32 * pair + LANES)), second);
                     sink.pair(8 * i + 4 * half + pair, [first, second]);
                 }
             }

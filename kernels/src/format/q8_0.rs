@@ -11,7 +11,7 @@ impl Block<34> for Q8_0 {
 
     #[inline(always)]
     fn pair<S: Simd>(simd: S, block: &[u8; 34], affine: Affine) -> [S::F32; 2] {
-        let (first, second) = (simd.from_i8(part(block, 2)), simd.from_i8(part(block, 18)));
+        let (first, second) = (simd.load_i8(part(block, 2)), simd.load_i8(part(block, 18)));
         [simd.affine(first, affine), simd.affine(second, affine)]
     }
 }

@@ -34,7 +34,7 @@ pub struct Arguments {
 }
 
 /// λ from the command line, to the nearest thousandth.
-fn lambda(text: &str) -> Result<Lambda, String> {
+pub fn lambda(text: &str) -> Result<Lambda, String> {
     let value: f64 = text.parse().map_err(|_| format!("λ is a number from 0 up to, not including, 1; not {text:?}"))?;
     let per_mille = (value * 1000.0).round();
     if !(0.0..1000.0).contains(&per_mille) || value < 0.0 {

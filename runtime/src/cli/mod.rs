@@ -1,10 +1,12 @@
 //! The command line: one file a command.
 
+mod generate;
 mod inspect;
 mod pull;
 
 use clap::{Parser, Subcommand};
-use thinkey::{store::StoreError, weights::WeightsError};
+use std::path::PathBuf;
+use thinkey::{model::ModelError, sample::SamplingError, store::StoreError, text::TextError, weights::WeightsError};
 
 /// Runs Llama-family models on a key cache that is really thinner.
 #[derive(Parser)]
@@ -16,6 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Answer one prompt
+    Generate(generate::Arguments),
     /// Fetch a model into the store, or find it there.
     Pull(pull::Arguments),
     /// Show what a model is, and the bytes of its cache, whole and thin.
@@ -34,6 +38,36 @@ pub enum CliError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] thinkey_core::Error),
+    /// The tokenizer or chat template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A sampling option.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The prompt is longer than the model can take.
+    #[error(
+        "{prompt} prompt tokens and {answer} for the answer are more than the model's context of {context}; \
+         shorten the prompt or lower --max-tokens"
+    )]
+    Context {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens of the answer.
+        answer: usize,
+        /// Tokens the model was trained for.
+        context: usize,
+    },
+    /// A prompt file.
+    #[error("cannot read the prompt from {}: {cause}", path.display())]
+    Prompt {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
     /// The output is closed.
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
@@ -48,6 +82,7 @@ pub enum CliError {
 /// Whatever the command says.
 pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }

@@ -62,7 +62,7 @@ impl ControlTokens {
     }
 
     /// Whether `text` begins with a control token.
-    fn starts_with(&self, text: &str) -> bool {
+    pub(super) fn starts_with(&self, text: &str) -> bool {
         // Texts that share the first byte lie together, and most bytes begin none.
         let Some(first) = text.bytes().next() else { return false };
         let from = self.texts.partition_point(|control| control.as_bytes()[0] < first);

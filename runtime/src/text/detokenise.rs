@@ -127,7 +127,8 @@ mod tests {
         let mut stream = Detokeniser::new(sentence_piece(), true);
         let llama: Vec<u32> = "🦙".bytes().map(u32::from).collect();
         assert_eq!(stream.push(257), "the");
-        assert_eq!((stream.push(llama[0]), stream.push(llama[1]).len()), ("", 0));
+        assert_eq!(stream.push(llama[0]), "");
+        assert_eq!(stream.push(llama[1]), "");
         assert_eq!(stream.push(256), "", "a control token in between changes nothing");
         assert_eq!((stream.push(llama[2]).len(), stream.push(llama[3])), (0, "🦙"));
         stream.push(llama[0]);

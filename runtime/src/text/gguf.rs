@@ -1,18 +1,17 @@
 //! A tokenizer from the metadata of a GGUF file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashSet};
 
 use tokenizers::{
     AddedToken, NormalizerWrapper,
-    models::bpe::BPE,
     normalizers::{Prepend, Replace, Sequence},
 };
 
 use super::{
     TextError,
+    model::{self, Parts},
     pieces::{ALPHABET, Kind, Pieces, SPACE, Spelling, byte_token},
     pretokenise, sentencepiece,
-    tokenizer::{Parts, is_stop},
 };
 use crate::weights::GgufTokenizer;
 
@@ -22,10 +21,8 @@ pub(super) fn parts(source: GgufTokenizer) -> Result<Parts, TextError> {
     if tokens == 0 {
         return Err(TextError::NoTokens);
     }
-    let lengths = [
-        ("scores", source.scores.as_ref().map(Vec::len)),
-        ("token types", source.token_types.as_ref().map(Vec::len)),
-    ];
+    let lengths =
+        [("scores", source.scores.as_ref().map(Vec::len)), ("token types", source.token_types.as_ref().map(Vec::len))];
     for (what, found) in lengths {
         if let Some(found) = found.filter(|&found| found != tokens) {
             return Err(TextError::Length { what, found, tokens });
@@ -44,7 +41,7 @@ pub(super) fn parts(source: GgufTokenizer) -> Result<Parts, TextError> {
 }
 
 /// What each token is. Where the file says nothing, the tokens that it gives a role steer the model; and tokens known to
-/// end a turn always do, for some converters file them as text.
+/// end a turn always do, for some converters file them as text (as in llama.cpp).
 fn kinds(source: &GgufTokenizer) -> Vec<Kind> {
     let mut kinds = match &source.token_types {
         // Numbers of `llama_token_type` in llama.h.
@@ -70,7 +67,7 @@ fn kinds(source: &GgufTokenizer) -> Vec<Kind> {
         }
     };
     for (kind, text) in kinds.iter_mut().zip(&source.tokens) {
-        if is_stop(text) {
+        if model::ENDS.contains(&text.as_str()) {
             *kind = Kind::Control;
         }
     }
@@ -78,110 +75,72 @@ fn kinds(source: &GgufTokenizer) -> Vec<Kind> {
 }
 
 /// Byte-level BPE with the merges of the file.
-fn byte_level(source: GgufTokenizer) -> Result<Parts, TextError> {
-    let kinds = kinds(&source);
+fn byte_level(mut source: GgufTokenizer) -> Result<Parts, TextError> {
     let recipe = pretokenise::recipe(source.pre.as_deref())?;
-    let merges = source.merges.as_deref().filter(|merges| !merges.is_empty()).ok_or(TextError::Missing("merges"))?;
-    let ids = ids(&source.tokens);
-    let known = |text: &str| ids.contains_key(text);
+    let merges = source.merges.take().filter(|merges| !merges.is_empty()).ok_or(TextError::Missing("merges"))?;
     // Bytes that are rare in text may lack a token (SmolLM2 has none for 21 of them); what text is mostly made of may not.
-    if let Some(byte) = (b' '..=b'~').chain([b'\n']).find(|&byte| !known(ALPHABET[byte as usize].encode_utf8(&mut [0; 4])))
-    {
+    let characters: HashSet<&str> = source.tokens.iter().map(String::as_str).filter(|text| text.len() <= 2).collect();
+    let has_token = |byte: u8| characters.contains(&*ALPHABET[usize::from(byte)].encode_utf8(&mut [0; 4]));
+    if let Some(byte) = (b' '..=b'~').chain([b'\n']).find(|&byte| !has_token(byte)) {
         return Err(TextError::NoByteToken(byte));
     }
-    let mut joined = String::new();
-    let merges = merges
-        .iter()
-        .enumerate()
-        .map(|(index, merge)| {
-            let wrong = |reason| TextError::Merge { index, merge: merge.clone(), reason };
-            let (left, right) = merge.split_once(' ').ok_or_else(|| wrong("is not two tokens".to_owned()))?;
-            joined.clear();
-            joined.extend([left, right]);
-            match [left, right, &joined].into_iter().find(|&part| !known(part)) {
-                Some(missing) => Err(wrong(format!("needs `{missing}`, which is not a token"))),
-                None => Ok((left.to_owned(), right.to_owned())),
-            }
-        })
-        .collect::<Result<Vec<_>, TextError>>()?;
-    let bpe = build(ids, merges, |bpe| bpe.ignore_merges = recipe.ignore_merges)?;
-    let add_bos = source.add_bos.unwrap_or(recipe.add_bos);
-    Ok(Parts {
-        normalizer: recipe.normalizer,
-        pre_tokenizer: Some(recipe.pre_tokenizer),
-        strip_space: false,
-        ..assemble(source, &kinds, Spelling::ByteLevel, bpe, add_bos)
-    })
+    let merges = merges.into_iter().enumerate().map(|(index, merge)| model::pair(index, merge));
+    let merges = merges.collect::<Result<_, _>>()?;
+    let prefix = source.bos.filter(|_| source.add_bos.unwrap_or(recipe.add_bos));
+    let mut parts = assemble(source, Spelling::ByteLevel, merges)?;
+    parts.bpe.ignore_merges = recipe.ignore_merges;
+    parts.prefix.extend(prefix);
+    Ok(Parts { normalizer: recipe.normalizer, pre_tokenizer: Some(recipe.pre_tokenizer), ..parts })
 }
 
 /// SentencePiece: BPE over the whole text, by score, with single bytes for characters that have no piece.
 fn sentence_piece(source: GgufTokenizer) -> Result<Parts, TextError> {
     let kinds = kinds(&source);
     let scores = source.scores.as_deref().ok_or(TextError::Missing("scores"))?;
-    let wrong = kinds.iter().zip(&source.tokens).position(|(&kind, text)| kind == Kind::Byte && byte_token(text).is_none());
-    if let Some(id) = wrong {
-        let text = source.tokens[id].clone();
-        return Err(TextError::Token { id: id as u32, text, reason: "should name a byte, as `<0x0A>` does" });
+    let mut missing: BTreeSet<u8> = (0..=u8::MAX).collect();
+    for ((id, text), _) in (0..).zip(&source.tokens).zip(&kinds).filter(|&(_, &kind)| kind == Kind::Byte) {
+        let reason = "should name a byte, as `<0x0A>` does";
+        missing.remove(&byte_token(text).ok_or_else(|| TextError::Token { id, text: text.clone(), reason })?);
     }
-    let ids = ids(&source.tokens);
-    if let Some(byte) = (0..=u8::MAX).find(|byte| !ids.contains_key(format!("<0x{byte:02X}>").as_str())) {
+    if let Some(&byte) = missing.first() {
         return Err(TextError::NoByteToken(byte));
     }
-    let merges = sentencepiece::merges(&source.tokens, &kinds, scores, &ids)?;
-    let bpe = build(ids, merges, |bpe| bpe.byte_fallback = true)?;
+    let merges = sentencepiece::merges(&source.tokens, &kinds, scores)?;
     let strip_space = source.add_space_prefix.unwrap_or(true);
-    let space = Replace::new(" ", SPACE).map_err(|error| TextError::Encode(error.to_string()))?.into();
+    let space = Replace::new(" ", SPACE.to_string()).map_err(|error| TextError::Encode(error.to_string()))?.into();
     let normalizer: NormalizerWrapper =
         if strip_space { Sequence::new(vec![Prepend::new(SPACE.into()).into(), space]).into() } else { space };
-    let add_bos = source.add_bos.unwrap_or(true);
-    Ok(Parts {
-        normalizer: Some(normalizer),
-        pre_tokenizer: None,
-        strip_space,
-        ..assemble(source, &kinds, Spelling::SentencePiece, bpe, add_bos)
-    })
+    let prefix = source.bos.filter(|_| source.add_bos.unwrap_or(true));
+    let mut parts = assemble(source, Spelling::SentencePiece, merges)?;
+    parts.bpe.byte_fallback = true;
+    parts.prefix.extend(prefix);
+    Ok(Parts { normalizer: Some(normalizer), strip_space, ..parts })
 }
 
-/// The number of each text; of equal texts the last counts, as in llama.cpp.
-fn ids(tokens: &[String]) -> HashMap<&str, u32> {
-    tokens.iter().zip(0..).map(|(text, id)| (text.as_str(), id)).collect()
-}
-
-/// The BPE model with options set by `set`. Merges may name only tokens of `ids`.
-fn build(
-    ids: HashMap<&str, u32>,
-    merges: Vec<(String, String)>,
-    set: impl FnOnce(&mut BPE),
-) -> Result<BPE, TextError> {
-    let mut bpe = super::tokenizer::bpe(ids.into_iter().map(|(text, id)| (text.to_owned(), id)), merges)?;
-    set(&mut bpe);
-    Ok(bpe)
-}
-
-/// What both kinds of tokenizer have in common.
-fn assemble(source: GgufTokenizer, kinds: &[Kind], spelling: Spelling, bpe: BPE, add_bos: bool) -> Parts {
+/// What both kinds of tokenizer have in common. Of tokens with equal texts the last counts, as in llama.cpp.
+fn assemble(source: GgufTokenizer, spelling: Spelling, merges: Vec<(String, String)>) -> Result<Parts, TextError> {
+    let kinds = kinds(&source);
     let mut pieces = Pieces::with_capacity(kinds.len());
     let mut added = Vec::new();
-    for (text, &kind) in source.tokens.iter().zip(kinds) {
+    for (text, &kind) in source.tokens.iter().zip(&kinds) {
         pieces.push(text, kind, spelling);
         if matches!(kind, Kind::Control | Kind::UserDefined) {
             added.push(AddedToken::from(text.as_str(), kind == Kind::Control).normalized(false));
         }
     }
-    let named = source.tokens.iter().zip(0..).filter(|(text, _)| is_stop(text)).map(|(_, id)| id);
-    Parts {
-        stops: source.eos.into_iter().chain(source.eot).chain(named).collect(),
-        prefix: source.bos.filter(|_| add_bos).into_iter().collect(),
-        suffix: source.eos.filter(|_| source.add_eos == Some(true)).into_iter().collect(),
-        bos: source.bos,
-        eos: source.eos,
-        template: source.chat_template,
-        pieces: pieces.shrink(),
-        spelling,
-        bpe,
-        added,
+    Ok(Parts {
+        bpe: model::bpe(source.tokens.into_iter().zip(0..).collect(), merges)?,
         normalizer: None,
         pre_tokenizer: None,
+        added,
+        pieces: pieces.shrink(),
+        spelling,
         strip_space: false,
-    }
+        bos: source.bos,
+        eos: source.eos,
+        stops: source.eos.into_iter().chain(source.eot).collect(),
+        prefix: Vec::new(),
+        suffix: source.eos.filter(|_| source.add_eos == Some(true)).into_iter().collect(),
+        template: source.chat_template,
+    })
 }

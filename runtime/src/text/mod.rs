@@ -45,6 +45,7 @@ mod detokenise;
 mod error;
 mod folder;
 mod gguf;
+mod model;
 mod pieces;
 mod pretokenise;
 mod sentencepiece;

@@ -30,7 +30,7 @@ pub(super) struct Recipe {
 }
 
 /// The names known here.
-const SUPPORTED: &str = "smollm, llama-bpe (llama3, llama-v3), qwen2, gpt-2, default";
+const SUPPORTED: &str = "smollm, llama-bpe (llama3, llama-v3), qwen2 (deepseek-r1-qwen), gpt-2, default";
 
 /// Words of GPT-2: contractions, letters, digits or other signs with the space before them, and spaces.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -39,7 +39,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Words of Qwen 2 and later: as Llama 3, but each digit alone.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The recipe of the pre-tokenizer `name`; a file that names none gets `default`, as in llama.cpp.
 pub(super) fn recipe(name: Option<&str>) -> Result<Recipe, TextError> {
@@ -58,7 +59,7 @@ pub(super) fn recipe(name: Option<&str>) -> Result<Recipe, TextError> {
             Recipe { ignore_merges: true, add_bos: true, ..plain(vec![split(LLAMA3)?, spell]) }
         }
         // llama.cpp does not compose characters; the models' own tokenizers do, and that is what they learned from.
-        "qwen2" => Recipe { normalizer: Some(NFC.into()), ..plain(vec![split(QWEN2)?, spell]) },
+        "qwen2" | "deepseek-r1-qwen" => Recipe { normalizer: Some(NFC.into()), ..plain(vec![split(QWEN2)?, spell]) },
         "default" => plain(vec![
             split(r"[\p{P}\$\+<=>\^~\|]+")?,
             split(GPT2)?,
@@ -67,11 +68,7 @@ pub(super) fn recipe(name: Option<&str>) -> Result<Recipe, TextError> {
             spell,
         ]),
         name => {
-            return Err(TextError::Unsupported {
-                what: "pre-tokenizer",
-                found: name.to_owned(),
-                supported: SUPPORTED,
-            });
+            return Err(TextError::Unsupported { what: "pre-tokenizer", found: name.to_owned(), supported: SUPPORTED });
         }
     })
 }

@@ -14,12 +14,8 @@ const LONGEST: usize = 512;
 /// SentencePiece (and llama.cpp's `llm_tokenizer_spm`) joins the neighbours whose union has the best score, leftmost
 /// first. That is BPE with these merges, except where different pieces share one score. Control and byte tokens take no
 /// part, so no text merges into one.
-pub(super) fn merges(
-    tokens: &[String],
-    kinds: &[Kind],
-    scores: &[f32],
-    ids: &HashMap<&str, u32>,
-) -> Result<Vec<(String, String)>, TextError> {
+pub(super) fn merges(tokens: &[String], kinds: &[Kind], scores: &[f32]) -> Result<Vec<(String, String)>, TextError> {
+    let ids: HashMap<&str, u32> = tokens.iter().map(String::as_str).zip(0..).collect();
     let part = |text: &str| ids.get(text).copied().filter(|&id| kinds[id as usize] == Kind::Normal);
     let mut joins = Vec::new();
     for (id, text) in tokens.iter().enumerate() {

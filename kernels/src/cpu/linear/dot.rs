@@ -16,7 +16,8 @@ pub(super) unsafe fn run(level: Level, chunk: &Chunk<'_>, x: &[[f32; PAIR]], out
         // Rows of x that share a dequantised block: as many as have registers.
         let taken = match output.m - first {
             1 => level.dispatch(Dots::<1>::new(chunk, rows, first, output)),
-            2 | 3 => level.dispatch(Dots::<2>::new(chunk, rows, first, output)),
+            2 => level.dispatch(Dots::<2>::new(chunk, rows, first, output)),
+            3 => level.dispatch(Dots::<3>::new(chunk, rows, first, output)),
             _ => level.dispatch(Dots::<4>::new(chunk, rows, first, output)),
         };
         first += taken;

@@ -102,10 +102,14 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                 }
                 let (vectors, _) = rows.as_chunks();
                 for block in 0..len.div_ceil(LANES) {
-                    let square = std::array::from_fn(|r| simd.load(&vectors[r * (STEP / LANES) + block]));
+                    let mut square = [simd.splat(0.0); LANES];
+                    for r in 0..LANES {
+                        square[r] = simd.load(&vectors[r * (STEP / LANES) + block]);
+                    }
+                    let square = simd.transpose(square);
                     let (out, _) = panel[(step + LANES * block) * PANEL..].as_chunks_mut();
-                    for (c, column) in simd.transpose(square).into_iter().enumerate() {
-                        simd.store(column, &mut out[c * (PANEL / LANES) + half]);
+                    for c in 0..LANES {
+                        simd.store(square[c], &mut out[c * (PANEL / LANES) + half]);
                     }
                 }
             }

@@ -73,28 +73,28 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
+    fn load_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
         bytes.map(|b| f32::from(b.cast_signed()))
     }
 
     #[inline(always)]
-    fn from_i8_words(self, words: [u32; 4]) -> Self::F32 {
+    fn i8_words(self, words: [u32; 4]) -> Self::F32 {
         std::array::from_fn(|i| f32::from((words[i / 4] >> (8 * (i % 4))) as i8))
     }
 
     #[inline(always)]
-    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
         let (floats, _) = bytes.as_chunks();
         std::array::from_fn(|i| f32::from_le_bytes(floats[i]))
     }
 
     #[inline(always)]
-    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+    fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         std::array::from_fn(|i| f16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
     }
 
     #[inline(always)]
-    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         std::array::from_fn(|i| bf16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
     }
 
@@ -111,10 +111,7 @@ impl Simd for Portable {
     #[inline(always)]
     fn nibbles<const ZERO: u8>(self, bytes: &[u8; LANES], low: Affine, high: Affine) -> [Self::F32; 2] {
         let code = |nibble: u8| f32::from(nibble.wrapping_sub(ZERO).cast_signed());
-        [
-            self.affine(bytes.map(|b| code(b & 15)), low),
-            self.affine(bytes.map(|b| code(b >> 4)), high),
-        ]
+        [self.affine(bytes.map(|b| code(b & 15)), low), self.affine(bytes.map(|b| code(b >> 4)), high)]
     }
 
     #[inline(always)]

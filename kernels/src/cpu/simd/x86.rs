@@ -117,7 +117,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
+    fn load_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
         let p = bytes.as_ptr();
         // SAFETY: sixteen bytes are readable at `p`, eight of them from p + 8.
         unsafe {
@@ -129,7 +129,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_i8_words(self, [a, b, c, d]: [u32; 4]) -> Self::F32 {
+    fn i8_words(self, [a, b, c, d]: [u32; 4]) -> Self::F32 {
         let [a, b, c, d] = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()];
         // SAFETY: see `splat`.
         unsafe {
@@ -140,26 +140,27 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
         let p = bytes.as_ptr();
         // SAFETY: 64 bytes are readable at `p`, 32 of them from p + 32; x86 is little-endian.
         unsafe { [_mm256_loadu_ps(p.cast()), _mm256_loadu_ps(p.add(32).cast())] }
     }
 
     #[inline(always)]
-    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+    fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         let p = bytes.as_ptr();
         // SAFETY: 32 bytes are readable at `p`, sixteen of them from p + 16; F16C comes with the proof.
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))] }
     }
 
     #[inline(always)]
-    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         let p = bytes.as_ptr();
         // SAFETY: 32 bytes are readable at `p`, sixteen of them from p + 16.
         unsafe {
-            let widen = |p: *const u8| _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())));
-            [_mm256_castsi256_ps(widen(p)), _mm256_castsi256_ps(widen(p.add(16)))]
+            let first = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let second = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16).cast()));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(first)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(second))]
         }
     }
 
@@ -190,8 +191,14 @@ impl Simd for Avx2 {
             let low = [_mm256_and_si256(first, mask), _mm256_and_si256(second, mask)];
             let high = [_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second)];
             [
-                [_mm256_cvtepi32_ps(_mm256_sub_epi32(low[0], zero)), _mm256_cvtepi32_ps(_mm256_sub_epi32(low[1], zero))],
-                [_mm256_cvtepi32_ps(_mm256_sub_epi32(high[0], zero)), _mm256_cvtepi32_ps(_mm256_sub_epi32(high[1], zero))],
+                [
+                    _mm256_cvtepi32_ps(_mm256_sub_epi32(low[0], zero)),
+                    _mm256_cvtepi32_ps(_mm256_sub_epi32(low[1], zero)),
+                ],
+                [
+                    _mm256_cvtepi32_ps(_mm256_sub_epi32(high[0], zero)),
+                    _mm256_cvtepi32_ps(_mm256_sub_epi32(high[1], zero)),
+                ],
             ]
         };
         [self.affine(low_codes, low), self.affine(high_codes, high)]
@@ -199,32 +206,50 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn transpose(self, rows: [Self::F32; LANES]) -> [Self::F32; LANES] {
-        let quarter = |first: usize, half: usize| transpose8(self, std::array::from_fn(|i| rows[first + i][half]));
-        let (top, bottom) = ([quarter(0, 0), quarter(0, 1)], [quarter(8, 0), quarter(8, 1)]);
-        std::array::from_fn(|i| [top[i / 8][i % 8], bottom[i / 8][i % 8]])
+        let mut out = rows;
+        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut quarter = [rows[0][0]; 8];
+            for r in 0..8 {
+                quarter[r] = rows[8 * i + r][j];
+            }
+            let quarter = transpose8(self, quarter);
+            for r in 0..8 {
+                out[8 * j + r][i] = quarter[r];
+            }
+        }
+        out
     }
 }
 
 /// The transpose of an 8 × 8 matrix of rows.
 #[inline(always)]
-fn transpose8(_: Avx2, r: [__m256; 8]) -> [__m256; 8] {
+fn transpose8(simd: Avx2, r: [__m256; 8]) -> [__m256; 8] {
+    let top = transpose4x2(simd, [r[0], r[1], r[2], r[3]]);
+    let bottom = transpose4x2(simd, [r[4], r[5], r[6], r[7]]);
+    let mut out = r;
+    for i in 0..4 {
+        // SAFETY: the first argument proves AVX2.
+        unsafe {
+            out[i] = _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]);
+            out[i + 4] = _mm256_permute2f128_ps::<0x31>(top[i], bottom[i]);
+        }
+    }
+    out
+}
+
+/// The transposes of two 4 × 4 matrices, one in each half of the rows.
+#[inline(always)]
+fn transpose4x2(_: Avx2, r: [__m256; 4]) -> [__m256; 4] {
     // SAFETY: the first argument proves AVX2.
     unsafe {
-        let pair = |i: usize| [_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1])];
-        let quad = |i: usize| {
-            let [a, b] = [pair(i), pair(i + 2)];
-            [
-                _mm256_shuffle_ps::<0x44>(a[0], b[0]),
-                _mm256_shuffle_ps::<0xEE>(a[0], b[0]),
-                _mm256_shuffle_ps::<0x44>(a[1], b[1]),
-                _mm256_shuffle_ps::<0xEE>(a[1], b[1]),
-            ]
-        };
-        let (top, bottom) = (quad(0), quad(4));
-        std::array::from_fn(|i| match i {
-            0..4 => _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]),
-            _ => _mm256_permute2f128_ps::<0x31>(top[i - 4], bottom[i - 4]),
-        })
+        let (low0, high0) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+        let (low1, high1) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+        [
+            _mm256_shuffle_ps::<0x44>(low0, low1),
+            _mm256_shuffle_ps::<0xEE>(low0, low1),
+            _mm256_shuffle_ps::<0x44>(high0, high1),
+            _mm256_shuffle_ps::<0xEE>(high0, high1),
+        ]
     }
 }
 
@@ -283,32 +308,32 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn from_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
+    fn load_i8(self, bytes: &[u8; LANES]) -> Self::F32 {
         // SAFETY: sixteen bytes are readable there.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
 
     #[inline(always)]
-    fn from_i8_words(self, [a, b, c, d]: [u32; 4]) -> Self::F32 {
+    fn i8_words(self, [a, b, c, d]: [u32; 4]) -> Self::F32 {
         let [a, b, c, d] = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()];
         // SAFETY: see `splat`.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_setr_epi32(a, b, c, d))) }
     }
 
     #[inline(always)]
-    fn from_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
         // SAFETY: 64 bytes are readable there; x86 is little-endian.
         unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn from_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+    fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         // SAFETY: 32 bytes are readable there.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn from_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F32 {
         // SAFETY: 32 bytes are readable there.
         let wide = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast())) };
         // SAFETY: see `splat`.
@@ -342,24 +367,18 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn transpose(self, r: [Self::F32; LANES]) -> [Self::F32; LANES] {
-        // Element (i, j) of 4 × 4 blocks first within the 128-bit lanes, then the lanes.
-        // SAFETY: see `splat`.
-        unsafe {
-            let pair = |i: usize| [_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1])];
-            let quad = |i: usize| {
-                let [a, b] = [pair(i), pair(i + 2)];
-                [
-                    _mm512_shuffle_ps::<0x44>(a[0], b[0]),
-                    _mm512_shuffle_ps::<0xEE>(a[0], b[0]),
-                    _mm512_shuffle_ps::<0x44>(a[1], b[1]),
-                    _mm512_shuffle_ps::<0xEE>(a[1], b[1]),
-                ]
-            };
-            // quads[b][j] lane l: column 4l + j of rows 4b..4b + 4.
-            let quads = [quad(0), quad(4), quad(8), quad(12)];
-            let mut out = [self.splat(0.0); LANES];
-            for j in 0..4 {
-                let [q0, q1, q2, q3] = quads.map(|q| q[j]);
+        // quads[b][j], lane l of four floats: column 4l + j of rows 4b..4b + 4.
+        let quads = [
+            transpose4x4(self, [r[0], r[1], r[2], r[3]]),
+            transpose4x4(self, [r[4], r[5], r[6], r[7]]),
+            transpose4x4(self, [r[8], r[9], r[10], r[11]]),
+            transpose4x4(self, [r[12], r[13], r[14], r[15]]),
+        ];
+        let mut out = r;
+        for j in 0..4 {
+            let [q0, q1, q2, q3] = [quads[0][j], quads[1][j], quads[2][j], quads[3][j]];
+            // SAFETY: see `splat`.
+            unsafe {
                 let (even01, odd01) = (_mm512_shuffle_f32x4::<0x88>(q0, q1), _mm512_shuffle_f32x4::<0xDD>(q0, q1));
                 let (even23, odd23) = (_mm512_shuffle_f32x4::<0x88>(q2, q3), _mm512_shuffle_f32x4::<0xDD>(q2, q3));
                 out[j] = _mm512_shuffle_f32x4::<0x88>(even01, even23);
@@ -367,8 +386,24 @@ impl Simd for Avx512 {
                 out[j + 4] = _mm512_shuffle_f32x4::<0x88>(odd01, odd23);
                 out[j + 12] = _mm512_shuffle_f32x4::<0xDD>(odd01, odd23);
             }
-            out
         }
+        out
+    }
+}
+
+/// The transposes of four 4 × 4 matrices, one in each quarter of the rows.
+#[inline(always)]
+fn transpose4x4(_: Avx512, r: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: the first argument proves AVX-512 F.
+    unsafe {
+        let (low0, high0) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+        let (low1, high1) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+        [
+            _mm512_shuffle_ps::<0x44>(low0, low1),
+            _mm512_shuffle_ps::<0xEE>(low0, low1),
+            _mm512_shuffle_ps::<0x44>(high0, high1),
+            _mm512_shuffle_ps::<0xEE>(high0, high1),
+        ]
     }
 }
 

@@ -1,0 +1,340 @@
+//! A tokenizer from the files of a Hugging Face folder.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::Path,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
+
+use super::{
+    TextError,
+    model::{self, Parts},
+    pieces::{Kind, Pieces, SPACE, Spelling, byte_token},
+};
+
+/// `tokenizer.json`, as far as it matters here. Reading it into the `tokenizers` crate's own types would build a tree of
+/// the whole vocabulary first.
+#[derive(Deserialize)]
+struct TokenizerJson {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    post_processor: Option<Value>,
+    decoder: Option<Value>,
+    model: Bpe,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct Bpe {
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+}
+
+/// Files written before 2024 join the two tokens with a space.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Joined(String),
+}
+
+/// `tokenizer_config.json`, and `special_tokens_map.json`, which has a part of it.
+#[derive(Default, Deserialize)]
+struct Config {
+    bos_token: Option<TokenName>,
+    eos_token: Option<TokenName>,
+    add_bos_token: Option<bool>,
+    add_eos_token: Option<bool>,
+    chat_template: Option<Templates>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TokenName {
+    Text(String),
+    Token { content: String },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<Named>),
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+    template: String,
+}
+
+/// `generation_config.json`.
+#[derive(Default, Deserialize)]
+struct Generation {
+    eos_token_id: Option<Ids>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+/// The parts of the tokenizer in `folder`: `tokenizer.json`, and, where they exist, `tokenizer_config.json`,
+/// `special_tokens_map.json`, `generation_config.json` and `chat_template.jinja`.
+pub(super) fn parts(folder: &Path) -> Result<Parts, TextError> {
+    let json = tokenizer_json(&folder.join("tokenizer.json"))?;
+    let config: Config = optional(&folder.join("tokenizer_config.json"))?;
+    let map: Config = optional(&folder.join("special_tokens_map.json"))?;
+    let generation: Generation = optional(&folder.join("generation_config.json"))?;
+    let template = match read(&folder.join("chat_template.jinja"))? {
+        Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        None => config.chat_template.and_then(Templates::default),
+    };
+
+    let (spelling, strip_space) = spelling(json.decoder.as_ref())?;
+    let mut ids = json.model.vocab;
+    for token in &json.added_tokens {
+        match ids.insert(token.content.clone(), token.id) {
+            Some(other) if other != token.id => {
+                let reason = "is in the vocabulary and among the added tokens, under two numbers";
+                return Err(TextError::Token { id: token.id, text: token.content.clone(), reason });
+            }
+            _ => {}
+        }
+    }
+    let pieces = pieces(&ids, &json.added_tokens, spelling, json.model.byte_fallback)?;
+
+    let id = |name: Option<TokenName>| name.and_then(|name| ids.get(name.text()).copied());
+    let bos = id(config.bos_token.or(map.bos_token));
+    let eos = id(config.eos_token.or(map.eos_token));
+    let mut stops = match generation.eos_token_id {
+        Some(Ids::One(id)) => vec![id],
+        Some(Ids::Many(ids)) => ids,
+        None => Vec::new(),
+    };
+    if let Some(&id) = stops.iter().find(|&&id| id as usize >= pieces.len()) {
+        return Err(TextError::IdOutOfRange { what: "eos".to_owned(), id, tokens: pieces.len() });
+    }
+    stops.extend(eos);
+    let (mut prefix, mut suffix) = json.post_processor.as_ref().map(around).unwrap_or_default();
+    if let Some(add) = config.add_bos_token {
+        prefix = bos.filter(|_| add).into_iter().collect();
+    }
+    if let Some(add) = config.add_eos_token {
+        suffix = eos.filter(|_| add).into_iter().collect();
+    }
+
+    if json.model.continuing_subword_prefix.is_some_and(|prefix| !prefix.is_empty()) {
+        let found = "continuing_subword_prefix".to_owned();
+        return Err(TextError::Unsupported { what: "BPE with", found, supported: "BPE without" });
+    }
+    if let Some(unknown) = json.model.unk_token.as_ref().filter(|&token| !ids.contains_key(token)) {
+        let reason = "stands for what has no token, but is not in the vocabulary";
+        return Err(TextError::Token { id: 0, text: unknown.clone(), reason });
+    }
+    let merges = json.model.merges.into_iter().enumerate().map(|(index, merge)| match merge {
+        Merge::Pair(left, right) => Ok((left, right)),
+        Merge::Joined(merge) => model::pair(index, merge),
+    });
+    let merges = merges.collect::<Result<Vec<_>, TextError>>()?;
+    let mut bpe = model::bpe(ids, merges)?;
+    bpe.unk_token = json.model.unk_token;
+    bpe.end_of_word_suffix = json.model.end_of_word_suffix.filter(|suffix| !suffix.is_empty());
+    bpe.fuse_unk = json.model.fuse_unk;
+    bpe.byte_fallback = json.model.byte_fallback;
+    bpe.ignore_merges = json.model.ignore_merges;
+    Ok(Parts {
+        bpe,
+        normalizer: json.normalizer,
+        pre_tokenizer: json.pre_tokenizer,
+        added: json.added_tokens.into_iter().map(Added::token).collect(),
+        pieces,
+        spelling,
+        strip_space,
+        bos,
+        eos,
+        stops,
+        prefix,
+        suffix,
+        template,
+    })
+}
+
+impl Added {
+    /// Control tokens are looked for in the text as written, so that escaping can hide them.
+    fn token(self) -> AddedToken {
+        AddedToken::from(self.content, self.special)
+            .single_word(self.single_word)
+            .lstrip(self.lstrip)
+            .rstrip(self.rstrip)
+            .normalized(self.normalized && !self.special)
+    }
+}
+
+impl TokenName {
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Token { content: text } => text,
+        }
+    }
+}
+
+impl Templates {
+    /// The one to use for a plain conversation.
+    fn default(self) -> Option<String> {
+        match self {
+            Self::One(template) => Some(template),
+            Self::Named(templates) => templates.into_iter().find(|it| it.name == "default").map(|it| it.template),
+        }
+    }
+}
+
+/// Reads `tokenizer.json`, and tells a tokenizer of another kind from a damaged file.
+fn tokenizer_json(path: &Path) -> Result<TokenizerJson, TextError> {
+    #[derive(Deserialize)]
+    struct Kind {
+        model: KindOfModel,
+    }
+    #[derive(Deserialize)]
+    struct KindOfModel {
+        #[serde(rename = "type")]
+        name: Option<String>,
+    }
+    let missing = || TextError::Read { path: path.to_owned(), cause: io::ErrorKind::NotFound.into() };
+    let bytes = read(path)?.ok_or_else(missing)?;
+    serde_json::from_slice(&bytes).map_err(|error| match serde_json::from_slice(&bytes) {
+        Ok(Kind { model: KindOfModel { name: Some(found) } }) if found != "BPE" => {
+            TextError::Unsupported { what: "tokenizer model", found, supported: "BPE" }
+        }
+        _ => TextError::Json { path: path.to_owned(), reason: error.to_string() },
+    })
+}
+
+/// The value in a file, or the default if there is no such file.
+fn optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T, TextError> {
+    let Some(bytes) = read(path)? else { return Ok(T::default()) };
+    serde_json::from_slice(&bytes).map_err(|error| TextError::Json { path: path.to_owned(), reason: error.to_string() })
+}
+
+/// The content of a file, if it exists.
+fn read(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(TextError::Read { path: path.to_owned(), cause }),
+    }
+}
+
+/// How the decoder of `tokenizer.json` spells text, and whether it takes a space away at the start.
+fn spelling(decoder: Option<&Value>) -> Result<(Spelling, bool), TextError> {
+    let decoder = decoder.unwrap_or(&Value::Null);
+    let steps: Vec<&Value> = match decoder["decoders"].as_array() {
+        Some(steps) => steps.iter().collect(),
+        None => vec![decoder],
+    };
+    let step = |kind: &str| steps.iter().find(|step| step["type"] == kind);
+    if step("ByteLevel").is_some() {
+        return Ok((Spelling::ByteLevel, false));
+    }
+    if let Some(metaspace) = step("Metaspace") {
+        // Files from before 2023 say `add_prefix_space`.
+        let never = metaspace["prepend_scheme"] == "never" || metaspace["add_prefix_space"] == false;
+        return Ok((Spelling::SentencePiece, !never));
+    }
+    if step("Replace").is_some_and(|step| step["pattern"]["String"] == SPACE.to_string()) {
+        let strip = step("Strip").is_some_and(|step| step["start"].as_u64().is_some_and(|start| start > 0));
+        return Ok((Spelling::SentencePiece, strip));
+    }
+    let found = decoder["type"].as_str().unwrap_or("none").to_owned();
+    let supported = "ByteLevel, Metaspace, and Replace of `▁` by a space";
+    Err(TextError::Unsupported { what: "decoder", found, supported })
+}
+
+/// The bytes of all tokens. Numbers that no token has get no bytes.
+fn pieces(
+    ids: &HashMap<String, u32>,
+    added: &[Added],
+    spelling: Spelling,
+    byte_fallback: bool,
+) -> Result<Pieces, TextError> {
+    let mut texts: Vec<(u32, &str)> = ids.iter().map(|(text, &id)| (id, text.as_str())).collect();
+    texts.sort_unstable();
+    let Some(&(last, text)) = texts.last() else { return Err(TextError::NoTokens) };
+    // Vocabularies have few holes; a number far beyond the others would only fill memory.
+    if last as usize >= 2 * texts.len() + 1024 {
+        return Err(TextError::IdOutOfRange { what: text.to_owned(), id: last, tokens: texts.len() });
+    }
+    let added: BTreeMap<u32, bool> = added.iter().map(|token| (token.id, token.special)).collect();
+    let mut pieces = Pieces::with_capacity(last as usize + 1);
+    for (id, text) in texts {
+        if pieces.len() > id as usize {
+            let reason = "shares its number with another token";
+            return Err(TextError::Token { id, text: text.to_owned(), reason });
+        }
+        while pieces.len() < id as usize {
+            pieces.push("", Kind::Normal, spelling);
+        }
+        let kind = match added.get(&id) {
+            Some(true) => Kind::Control,
+            Some(false) => Kind::UserDefined,
+            None if byte_fallback && byte_token(text).is_some() => Kind::Byte,
+            None => Kind::Normal,
+        };
+        pieces.push(text, kind, spelling);
+    }
+    Ok(pieces.shrink())
+}
+
+/// The tokens that the post-processor puts before and after a text.
+fn around(processor: &Value) -> (Vec<u32>, Vec<u32>) {
+    if let Some(steps) = processor["processors"].as_array() {
+        return steps
+            .iter()
+            .map(around)
+            .find(|(before, after)| !(before.is_empty() && after.is_empty()))
+            .unwrap_or_default();
+    }
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let mut side = &mut before;
+    for item in processor["single"].as_array().into_iter().flatten() {
+        if item["Sequence"].is_object() {
+            side = &mut after;
+        } else if let Some(name) = item["SpecialToken"]["id"].as_str() {
+            let ids = processor["special_tokens"][name]["ids"].as_array().into_iter().flatten();
+            side.extend(ids.filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()));
+        }
+    }
+    (before, after)
+}
