@@ -1,6 +1,6 @@
 //! The tensor operations of thinkey that burn lacks.
 //!
-//! [`format`] is how weights lie in memory; [`cpu`] are the operations on plain slices.
+//! [`format`](mod@format) is how weights lie in memory; [`cpu`] are the operations on plain slices.
 #![deny(missing_docs)]
 
 pub mod cpu;

@@ -63,8 +63,7 @@ impl Story {
         &self,
         case: &Case,
         cache: &ThinCache,
-        slot: usize,
-        head: usize,
+        (slot, head): (usize, usize),
         query: &[f32],
         position: usize,
         thin: usize,
@@ -138,7 +137,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         for (row, out) in out.chunks(HEADS * d).enumerate() {
             for (head, out) in out.chunks(d).enumerate() {
                 let query = &data[row * stride + head * d..][..d];
-                let expected = stories[slot].attend(case, &cache, slot, head, query, before + row, thin);
+                let expected = stories[slot].attend(case, &cache, (slot, head), query, before + row, thin);
                 for (a, b) in out.iter().zip(expected) {
                     prop_assert!((f64::from(*a) - b).abs() < 2e-4, "row {row} head {head}: {a} instead of {b}");
                 }

@@ -1,7 +1,7 @@
 //! The inner loops of decode attention on vectors: core's [`Loops`], for every [`Level`].
 //!
 //! Keys are channel-major, so 32 tokens are two vectors and a channel is one multiply-add per query head, with no
-//! horizontal sum. Up to [`HEADS`] query heads of a group share each loaded key and value: a block is read once.
+//! horizontal sum. Up to four query heads of a group share each loaded key and value: a block is read once.
 
 use super::simd::{Kernel, LANES, Level, Simd};
 use half::f16;

@@ -101,7 +101,7 @@ pub struct Rotary<'a> {
     pub frequencies: &'a [f32],
     /// Which channels turn together.
     pub pairs: Pairs,
-    /// RMS-norm weights of query heads and of key heads, [D] each, and epsilon: applied before the rotation.
+    /// RMS-norm weights of query heads and of key heads, D each, and epsilon: applied before the rotation.
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
 }
 
