@@ -194,7 +194,7 @@ impl Model {
         &self.config
     }
 
-    /// Feeds `tokens` to the sequence of `slot` and returns the logits after the last one, [vocab]. `progress` is told
+    /// Feeds `tokens` to the sequence of `slot` and returns the logits after the last one, one for each token of the vocabulary. `progress` is told
     /// how many layers of how many are done.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ impl Model {
         Ok(self.logits(session, 1))
     }
 
-    /// Feeds one token to each sequence: `tokens[r]` to that of `slots[r]`. Returns their logits, [rows, vocab]. Each
+    /// Feeds one token to each sequence: `tokens[r]` to that of `slots[r]`. Returns their logits, row after row. Each
     /// weight is read once for all of them.
     ///
     /// # Errors
