@@ -1,9 +1,9 @@
 //! Linear layers over quantised weights: out = x·Wᵀ + bias.
 //!
 //! Weights are read in the format of their file and dequantised in registers or in a panel that stays in the L2
-//! cache; activations are `f32` throughout. A few rows of x (decoding) go through dot products, which streams the weights
-//! once and is bound by memory or by unpacking; more of them (prefill) through panels, which dequantises 32 rows of
-//! weights at a time and multiplies them with every row of x.
+//! cache; activations are `f32` throughout. A few rows of x (decoding) go through dot products, which stream the
+//! weights once and are bound by memory or by unpacking; more of them (prefill) go through panels: 32 rows of weights
+//! at a time are dequantised and multiplied with every row of x.
 
 mod dot;
 mod panel;
