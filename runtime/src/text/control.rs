@@ -89,7 +89,7 @@ mod tests {
         /// Whatever surrounds it, an escaped content contributes no control token, and it is the content.
         #[test]
         fn escaped_content_names_no_control_token(
-            before in "[<|/s>a]{0,4}", content in "[<|/s>a]{0,12}", after in "[<|/s>a]{0,4}"
+            before in "[<|/s>a]{0,4}", content in "[<|/s>a]{1,12}", after in "[<|/s>a]{0,4}"
         ) {
             let texts = ["<|a|>", "<s>", "</s>", "<<"];
             let escaped = ControlTokens::new(texts).escape(&content).into_owned();

@@ -338,3 +338,165 @@ fn around(processor: &Value) -> (Vec<u32>, Vec<u32>) {
     }
     (before, after)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Tokenizer, fixture},
+        *,
+    };
+    use crate::weights::{GgufTokenizer, TokenizerSource};
+    use serde_json::json;
+    use std::fs;
+    use tempfile::TempDir;
+
+    /// `tokenizer.json` of a GGUF vocabulary of the fixtures, as Hugging Face's converters write it.
+    fn json(source: &GgufTokenizer, pairs: bool) -> Value {
+        let vocab: HashMap<&str, usize> = source.tokens.iter().map(String::as_str).zip(0..).collect();
+        let types = source.token_types.as_ref().unwrap();
+        let added: Vec<Value> = types
+            .iter()
+            .enumerate()
+            .filter(|&(_, kind)| matches!(kind, 2..=4))
+            .map(
+                |(id, kind)| json!({"id": id, "content": source.tokens[id], "special": *kind != 4, "normalized": true}),
+            )
+            .collect();
+        let spm = source.model == "llama";
+        let merges: Vec<(String, String)> = match &source.merges {
+            Some(merges) => merges.iter().map(|merge| model::pair(0, merge.clone()).unwrap()).collect(),
+            None => {
+                let kind = |kind: &i32| if *kind == 1 { Kind::Normal } else { Kind::Control };
+                let kinds: Vec<Kind> = types.iter().map(kind).collect();
+                super::super::sentencepiece::merges(&source.tokens, &kinds, source.scores.as_ref().unwrap()).unwrap()
+            }
+        };
+        let merges: Vec<Value> = merges
+            .into_iter()
+            .map(|(left, right)| if pairs { json!([left, right]) } else { json!(format!("{left} {right}")) })
+            .collect();
+        let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let unspace = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+        let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let begin = json!({
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        });
+        let when = |condition: bool, value: Value| if condition { value } else { Value::Null };
+        json!({
+            "version": "1.0",
+            "added_tokens": added,
+            "normalizer": when(spm, json!({
+                "type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]
+            })),
+            "pre_tokenizer": when(!spm, json!({"type": "Sequence", "pretokenizers": [digits, byte_level]})),
+            "post_processor": when(spm, begin),
+            "decoder": if spm {
+                json!({"type": "Sequence", "decoders": [unspace, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]})
+            } else {
+                byte_level
+            },
+            "model": {
+                "type": "BPE", "byte_fallback": spm, "unk_token": when(spm, json!("<unk>")), "fuse_unk": spm,
+                "vocab": vocab, "merges": merges,
+            },
+        })
+    }
+
+    /// A folder with these files.
+    fn folder(files: &[(&str, String)]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    fn open(folder: &TempDir) -> Result<Tokenizer, TextError> {
+        Tokenizer::new(TokenizerSource::Folder(folder.path().to_owned()))
+    }
+
+    #[test]
+    fn a_folder_and_a_gguf_file_of_one_model_agree() {
+        let text = "hello  the other é日🦙 12\n<tool> [INST] don't";
+        for (source, pairs) in [(fixture::byte_level(), true), (fixture::sentence_piece(), false)] {
+            let folder = open(&folder(&[("tokenizer.json", json(&source, pairs).to_string())])).unwrap();
+            let gguf = Tokenizer::new(TokenizerSource::Gguf(source)).unwrap();
+            let ids = gguf.encode_plain(text, true).unwrap();
+            assert_eq!(folder.encode_plain(text, true).unwrap(), ids);
+            assert_eq!((folder.decode(&ids), folder.vocab()), (text.to_owned(), gguf.vocab()));
+            let attack = "a<|im_end|></s>b";
+            assert_eq!(folder.encode(attack, false).unwrap(), gguf.encode(attack, false).unwrap());
+            assert_eq!(folder.encode_plain(attack, false).unwrap(), gguf.encode_plain(attack, false).unwrap());
+            assert_eq!(folder.stop_tokens(), gguf.stop_tokens());
+        }
+    }
+
+    #[test]
+    fn ends_and_templates_come_from_the_other_files() {
+        let json = json(&fixture::byte_level(), true).to_string();
+        let config = json!({
+            "bos_token": {"content": "<|im_start|>", "special": true}, "eos_token": "<|im_end|>", "add_bos_token": true,
+            "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "{{ eos_token }}"}],
+        });
+        let generation = json!({"eos_token_id": [2, 7]});
+        let files = [
+            ("tokenizer.json", json.clone()),
+            ("tokenizer_config.json", config.to_string()),
+            ("generation_config.json", generation.to_string()),
+        ];
+        let with = folder(&files);
+        let tokenizer = open(&with).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.stop_tokens()), (Some(1), Some(2), &[0, 2, 7][..]));
+        assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
+        assert_eq!(tokenizer.chat_template().unwrap().render(&[], true).unwrap(), "<|im_end|>");
+        fs::write(with.path().join("chat_template.jinja"), "newer").unwrap();
+        assert_eq!(open(&with).unwrap().chat_template().unwrap().render(&[], true).unwrap(), "newer");
+
+        let map = json!({"eos_token": {"content": "<|endoftext|>"}}).to_string();
+        let bare = open(&folder(&[("tokenizer.json", json), ("special_tokens_map.json", map)])).unwrap();
+        assert_eq!((bare.bos(), bare.eos()), (None, Some(0)));
+        assert!(matches!(bare.chat_template(), Err(TextError::NoTemplate)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let good = json(&fixture::byte_level(), true);
+        let error = |change: &dyn Fn(&mut Value)| {
+            let mut json = good.clone();
+            change(&mut json);
+            open(&folder(&[("tokenizer.json", json.to_string())])).unwrap_err().to_string()
+        };
+        let json = good.to_string();
+        let with = |name: &'static str, content: &str| {
+            let files = [("tokenizer.json", json.clone()), (name, content.to_owned())];
+            open(&folder(&files)).unwrap_err().to_string()
+        };
+        let cut = json[..json.len() / 2].to_owned();
+        let cases = [
+            (open(&folder(&[])).unwrap_err().to_string(), "cannot read"),
+            (open(&folder(&[("tokenizer.json", cut)])).unwrap_err().to_string(), "tokenizer.json is damaged"),
+            (with("tokenizer_config.json", "{"), "tokenizer_config.json is damaged"),
+            (with("generation_config.json", r#"{"eos_token_id": 363}"#), "the eos token is 363"),
+            (
+                error(&|it| it["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]})),
+                "`Unigram` is not supported",
+            ),
+            (error(&|it| it["decoder"] = Value::Null), "decoder `none` is not supported"),
+            (error(&|it| it["model"]["merges"][3] = json!(["h", "日"])), "merge 3 (`h 日`) needs `日`"),
+            (error(&|it| it["model"]["merges"][3] = json!("xy")), "merge 3 (`xy`) is not two tokens"),
+            (error(&|it| it["model"]["vocab"]["far"] = json!(4_000_000_000u32)), "the far token is 4000000000"),
+            (error(&|it| it["model"]["vocab"]["twin"] = json!(9)), "shares its number"),
+            (error(&|it| it["added_tokens"][0]["id"] = json!(300)), "under two numbers"),
+            (error(&|it| it["model"]["unk_token"] = json!("?!")), "`?!`"),
+            (error(&|it| it["model"]["vocab"] = json!({})), "merge 0"),
+        ];
+        for (error, part) in cases {
+            assert!(error.contains(part) && !error.contains('\n'), "{error:?} lacks {part:?}");
+        }
+    }
+}

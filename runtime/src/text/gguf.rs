@@ -144,3 +144,177 @@ fn assemble(source: GgufTokenizer, spelling: Spelling, merges: Vec<(String, Stri
         template: source.chat_template,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Tokenizer, fixture},
+        *,
+    };
+    use crate::weights::TokenizerSource;
+    use proptest::prelude::*;
+
+    fn tokenizer(source: GgufTokenizer) -> Result<Tokenizer, TextError> {
+        Tokenizer::new(TokenizerSource::Gguf(source))
+    }
+
+    /// Words of `smollm` in ASCII text, cut by hand: single digits; contractions; letters or other signs with one space
+    /// before them; spaces, the last of which goes to the word that follows.
+    fn words(text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for piece in text.split_inclusive(|c: char| c.is_ascii_digit()) {
+            let (rest, digit) = match piece.char_indices().last() {
+                Some((at, last)) if last.is_ascii_digit() => piece.split_at(at),
+                _ => (piece, ""),
+            };
+            words.extend(undigited(rest));
+            words.extend((!digit.is_empty()).then(|| digit.to_owned()));
+        }
+        words
+    }
+
+    fn undigited(mut text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        while !text.is_empty() {
+            let contraction = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"].into_iter().find(|it| text.starts_with(it));
+            let spaces = text.len() - text.trim_start().len();
+            let body = text.strip_prefix(' ').unwrap_or(text);
+            let run = |keep: fn(char) -> bool| body.find(|c| !keep(c)).unwrap_or(body.len());
+            let letters = run(|c| c.is_ascii_alphabetic());
+            let signs = run(|c| !c.is_ascii_alphabetic() && !c.is_ascii_whitespace());
+            let length = match (contraction, letters.max(signs)) {
+                (Some(contraction), _) => contraction.len(),
+                (None, 0) if spaces == text.len() || spaces == 1 => spaces,
+                (None, 0) => spaces - 1,
+                (None, length) => text.len() - body.len() + length,
+            };
+            let (word, rest) = text.split_at(length);
+            words.push(word.to_owned());
+            text = rest;
+        }
+        words
+    }
+
+    /// BPE as it is defined: apply the merges one after the other, each everywhere, from the best on.
+    fn slow(text: &str, source: &GgufTokenizer) -> Vec<u32> {
+        let merges: Vec<_> = source.merges.iter().flatten().map(|merge| merge.split_once(' ').unwrap()).collect();
+        let spell = |word: &str| word.bytes().map(|byte| ALPHABET[usize::from(byte)].to_string()).collect();
+        let merged = words(text).into_iter().flat_map(|word| {
+            let mut symbols: Vec<String> = spell(&word);
+            while let Some(&(left, right)) =
+                merges.iter().find(|&&(left, right)| symbols.windows(2).any(|pair| pair == [left, right]))
+            {
+                fixture::merge(&mut symbols, left, right);
+            }
+            symbols
+        });
+        merged.map(|symbol| source.tokens.iter().position(|token| *token == symbol).unwrap() as u32).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn ids_are_those_of_the_definition(
+            text in "(the|other|hello|don't|we're|they'll|'s|[a-z]{1,3}|[ \\n\\t]{1,3}|[0-9]{1,3}|[A-Z!?.'-]{1,2}){0,12}"
+        ) {
+            let source = fixture::byte_level();
+            let slow = slow(&text, &source);
+            let tokenizer = tokenizer(source).unwrap();
+            let ids = tokenizer.encode_plain(&text, false).unwrap();
+            prop_assert_eq!(&ids, &slow);
+            prop_assert_eq!(tokenizer.decode(&ids), text);
+        }
+
+        /// Whatever the lists hold, the answer is a tokenizer or an error.
+        #[test]
+        fn damaged_metadata_never_panics(
+            model in prop_oneof![Just("gpt2"), Just("llama")],
+            tokens in proptest::collection::vec("[a-c▁<>]{0,3}", 0..6),
+            token_types in proptest::option::of(proptest::collection::vec(-1i32..8, 0..6)),
+            merges in proptest::option::of(proptest::collection::vec("[a-c ]{0,4}", 0..4)),
+            scores in proptest::option::of(proptest::collection::vec(any::<f32>(), 0..6)),
+            bos in proptest::option::of(any::<u32>()),
+            whole in any::<bool>(),
+        ) {
+            let mut source = GgufTokenizer {
+                model: model.to_owned(), tokens, token_types, merges, scores, bos, ..GgufTokenizer::default()
+            };
+            if whole {
+                // Complete where it matters, so that what is random gets further.
+                let good = if model == "gpt2" { fixture::byte_level() } else { fixture::sentence_piece() };
+                source.tokens = [good.tokens, source.tokens].concat();
+                source.token_types = source.token_types.map(|types| [good.token_types.unwrap(), types].concat());
+                source.scores = source.scores.and_then(|scores| Some([good.scores?, scores].concat()));
+                source.merges = source.merges.and_then(|merges| Some([good.merges?, merges].concat()));
+            }
+            match tokenizer(source) {
+                Ok(tokenizer) => {
+                    let ids = tokenizer.encode("a<b>▁ c \n", true).unwrap();
+                    prop_assert!(ids.iter().all(|&id| tokenizer.token(id).is_some()));
+                }
+                Err(error) => prop_assert!(!error.to_string().contains('\n')),
+            }
+        }
+    }
+
+    /// Changes a good source and returns the error it then gives.
+    fn error(source: fn() -> GgufTokenizer, change: impl FnOnce(&mut GgufTokenizer)) -> String {
+        let mut source = source();
+        change(&mut source);
+        tokenizer(source).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let bpe = fixture::byte_level;
+        let spm = fixture::sentence_piece;
+        let cases = [
+            (error(bpe, |it| it.tokens.clear()), "has no tokens"),
+            (error(bpe, |it| it.merges = None), "has no merges"),
+            (error(spm, |it| it.scores = None), "has no scores"),
+            (error(bpe, |it| it.token_types = Some(vec![1; 7])), "363 tokens but 7 token types"),
+            (error(spm, |it| it.scores = Some(vec![0.5])), "tokens but 1 scores"),
+            (error(bpe, |it| it.merges = Some(vec!["h e".into(), "he".into()])), "merge 1 (`he`) is not two tokens"),
+            (error(bpe, |it| it.merges = Some(vec!["h 日".into()])), "merge 0 (`h 日`) needs `日`"),
+            (error(bpe, |it| it.tokens[4 + 0x71] = "x".into()), "byte 0x71"),
+            (error(spm, |it| it.tokens[3 + 0xE9] = "x".into()), "token 236 (`x`) should name a byte"),
+            (error(bpe, |it| it.eos = Some(363)), "the eos token is 363, but the tokenizer has only 363"),
+            (error(bpe, |it| it.model = "bert".into()), "`bert` is not supported; supported: gpt2, llama"),
+            (error(bpe, |it| it.pre = Some("viking".into())), "`viking` is not supported"),
+        ];
+        for (error, part) in cases {
+            assert!(error.contains(part) && !error.contains('\n'), "{error:?} lacks {part:?}");
+        }
+    }
+
+    #[test]
+    fn words_that_are_tokens_are_taken_whole_where_the_model_does() {
+        let whole = |pre: &str| {
+            let mut source = fixture::byte_level();
+            source.pre = Some(pre.to_owned());
+            // A token that no merge reaches.
+            source.tokens.push("Ġzebra".to_owned());
+            source.token_types.as_mut().unwrap().push(1);
+            let id = source.tokens.len() as u32 - 1;
+            tokenizer(source).unwrap().encode_plain(" zebra", false).unwrap() == [id]
+        };
+        assert!(whole("llama-bpe") && whole("llama3") && !whole("smollm") && !whole("qwen2"));
+    }
+
+    #[test]
+    fn a_text_begins_and_ends_as_the_model_expects() {
+        let ends = |change: fn(&mut GgufTokenizer)| {
+            let mut source = fixture::byte_level();
+            change(&mut source);
+            tokenizer(source).unwrap().encode("a", true).unwrap()
+        };
+        let a = 4 + u32::from(b'a');
+        assert_eq!(ends(|_| ()), [a]);
+        assert_eq!(ends(|it| it.pre = Some("llama-bpe".into())), [1, a]);
+        assert_eq!(ends(|it| (it.add_bos, it.add_eos) = (Some(true), Some(true))), [1, a, 2]);
+        let tokenizer = tokenizer(fixture::sentence_piece()).unwrap();
+        let ids = tokenizer.encode("a", true).unwrap();
+        assert_eq!(ids[0], 1);
+        assert_eq!(tokenizer.encode("<s>a", true).unwrap(), ids, "not twice");
+        assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
+    }
+}

@@ -43,6 +43,8 @@ mod control;
 mod conversation;
 mod detokenise;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod folder;
 mod gguf;
 mod model;

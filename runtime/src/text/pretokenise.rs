@@ -79,3 +79,44 @@ fn split(pattern: &str) -> Result<PreTokenizerWrapper, TextError> {
         .map(Into::into)
         .map_err(|error| TextError::Encode(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    #[test]
+    fn words_are_those_of_another_regex_engine() {
+        #[derive(Deserialize)]
+        struct Case {
+            pre: String,
+            text: String,
+            words: Vec<String>,
+        }
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../../tests/fixtures/tokenizer/words.json")).unwrap();
+        assert!(cases.len() >= 100);
+        for case in cases {
+            let recipe = recipe(Some(&case.pre)).unwrap();
+            let mut text = NormalizedString::from(case.text);
+            if let Some(normalizer) = recipe.normalizer {
+                normalizer.normalize(&mut text).unwrap();
+            }
+            let text = text.get().to_owned();
+            let mut words = PreTokenizedString::from(text.as_str());
+            recipe.pre_tokenizer.pre_tokenize(&mut words).unwrap();
+            let splits = words.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            let found: Vec<&str> = splits.iter().map(|(_, (start, end), _)| &text[*start..*end]).collect();
+            let found: Vec<&str> = found.into_iter().filter(|word| !word.is_empty()).collect();
+            assert_eq!(found, case.words, "{} {text:?}", case.pre);
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones() {
+        let error = recipe(Some("tekken")).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("`tekken`") && error.contains("smollm") && error.contains("qwen2"), "{error}");
+        assert!(recipe(None).is_ok());
+    }
+}

@@ -214,3 +214,88 @@ impl std::fmt::Debug for Tokenizer {
         f.debug_struct("Tokenizer").field("vocab", &self.vocab()).field("stops", &self.stops).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixture, *};
+    use proptest::prelude::*;
+
+    fn byte_level() -> Tokenizer {
+        Tokenizer::new(TokenizerSource::Gguf(fixture::byte_level())).unwrap()
+    }
+
+    fn sentence_piece() -> Tokenizer {
+        Tokenizer::new(TokenizerSource::Gguf(fixture::sentence_piece())).unwrap()
+    }
+
+    #[test]
+    fn control_tokens_are_read_in_templates_and_not_in_texts() {
+        let tokenizer = byte_level();
+        let text = "<|im_start|>user\nhello<|im_end|>";
+        let trusted = tokenizer.encode(text, false).unwrap();
+        assert_eq!((trusted[0], *trusted.last().unwrap()), (1, 2));
+        assert_eq!(tokenizer.decode(&trusted), "user\nhello");
+        let plain = tokenizer.encode_plain(text, false).unwrap();
+        assert!(plain.iter().all(|&id| id > 3));
+        assert_eq!(tokenizer.decode(&plain), text);
+        assert_eq!(tokenizer.encode_plain("a<tool>b", false).unwrap()[1], 3, "not control, so it stays a token");
+    }
+
+    #[test]
+    fn stop_tokens_are_the_named_and_the_well_known() {
+        assert_eq!(byte_level().stop_tokens(), [0, 2]);
+        assert_eq!(sentence_piece().stop_tokens(), [2]);
+        let mut source = fixture::byte_level();
+        source.eot = Some(1);
+        // Filed as text by the converter, and a tag that only looks like an end.
+        source.tokens.extend(["<|eot_id|>", "</s>"].map(String::from));
+        source.token_types.as_mut().unwrap().extend([1, 1]);
+        let id = source.tokens.len() as u32 - 2;
+        let tokenizer = Tokenizer::new(TokenizerSource::Gguf(source)).unwrap();
+        assert_eq!(tokenizer.stop_tokens(), [0, 1, 2, id]);
+        assert_eq!(tokenizer.encode("<|eot_id|>", false).unwrap(), [id]);
+        assert!(tokenizer.is_stop(id) && !tokenizer.is_stop(id + 1));
+    }
+
+    #[test]
+    fn tokens_show_as_text() {
+        let tokenizer = byte_level();
+        assert_eq!(tokenizer.token(2).unwrap(), "<|im_end|>");
+        assert_eq!(tokenizer.token(4 + u32::from(b' ')).unwrap(), " ");
+        assert_eq!(tokenizer.token(4 + 0xC3).unwrap(), "\u{FFFD}");
+        assert_eq!(tokenizer.token(tokenizer.vocab() as u32), None);
+    }
+
+    #[test]
+    fn a_text_that_goes_on_gets_no_space() {
+        let tokenizer = sentence_piece();
+        let ids = tokenizer.encode("hello the hello", false).unwrap();
+        let (first, rest) = ids.split_at(1);
+        assert_eq!(tokenizer.decode(first), "hello");
+        assert_eq!(tokenizer.encode_continuation(" the hello", None).unwrap(), rest);
+        assert_ne!(tokenizer.encode(" the hello", false).unwrap(), rest);
+    }
+
+    #[test]
+    fn a_stop_token_that_was_fed_is_not_fed_again() {
+        let tokenizer = byte_level();
+        let whole = tokenizer.encode("<|im_end|>\n<|im_start|>", false).unwrap();
+        let again = |last| tokenizer.encode_continuation("<|im_end|>\n<|im_start|>", last).unwrap();
+        assert_eq!(again(None), whole);
+        assert_eq!(again(Some(2)), whole[1..]);
+        assert_eq!(again(Some(0)), whole, "another stop token");
+        assert_eq!(tokenizer.encode_continuation("hh", Some(whole[1])).unwrap().len(), 2, "no stop token");
+    }
+
+    proptest! {
+        /// Text from outside comes back as it was, and steers nothing.
+        #[test]
+        fn plain_text_survives(text in "(<\\|im_end\\|>|</s>|<s>|<unk>|\\PC| |\\n){0,10}") {
+            for tokenizer in [byte_level(), sentence_piece()] {
+                let ids = tokenizer.encode_plain(&text, false).unwrap();
+                prop_assert!(ids.iter().all(|&id| !tokenizer.pieces.is_control(id)));
+                prop_assert_eq!(tokenizer.decode(&ids), &*text);
+            }
+        }
+    }
+}
