@@ -1,6 +1,6 @@
 //! What can be wrong with a tokenizer, a template or a text.
 
-use std::{io, path::PathBuf};
+use std::{fmt::Display, io, path::PathBuf};
 
 /// Why a tokenizer could not be built, or a text not encoded or rendered.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum TextError {
     Missing(&'static str),
 
     /// A kind of tokenizer that is not built here.
-    #[error("{what} `{found}` is not supported; supported: {supported}")]
+    #[error("{what} {found:?} is not supported; supported: {supported}")]
     Unsupported {
         /// What is of an unknown kind (`pre-tokenizer`).
         what: &'static str,
@@ -48,7 +48,7 @@ pub enum TextError {
     },
 
     /// Two tokens where one is expected, or a token that cannot be what its kind says.
-    #[error("token {id} (`{text}`) {reason}")]
+    #[error("token {id} ({text:?}) {reason}")]
     Token {
         /// Number of the token.
         id: u32,
@@ -59,7 +59,7 @@ pub enum TextError {
     },
 
     /// A merge that names a token the vocabulary lacks, or no two tokens at all.
-    #[error("merge {index} (`{merge}`) {reason}")]
+    #[error("merge {index} ({merge:?}) {reason}")]
     Merge {
         /// Place in the list of merges, from 0.
         index: usize,
@@ -111,4 +111,9 @@ pub enum TextError {
     /// The template itself raises an exception about the conversation (roles that do not alternate, say).
     #[error("the chat template refuses the conversation: {0}")]
     Refused(String),
+}
+
+/// What another library says, on one line: it may quote a file.
+pub(super) fn one_line(message: impl Display) -> String {
+    message.to_string().split(|c: char| c.is_whitespace() || c.is_control()).collect::<Vec<_>>().join(" ")
 }

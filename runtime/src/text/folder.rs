@@ -12,6 +12,7 @@ use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::{
     TextError,
+    error::one_line,
     model::{self, Parts},
     pieces::{Kind, Pieces, SPACE, Spelling, byte_token},
 };
@@ -238,14 +239,14 @@ fn tokenizer_json(path: &Path) -> Result<TokenizerJson, TextError> {
         Ok(Kind { model: KindOfModel { name: Some(found) } }) if found != "BPE" => {
             TextError::Unsupported { what: "tokenizer model", found, supported: "BPE" }
         }
-        _ => TextError::Json { path: path.to_owned(), reason: error.to_string() },
+        _ => TextError::Json { path: path.to_owned(), reason: one_line(error) },
     })
 }
 
 /// The value in a file, or the default if there is no such file.
 fn optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T, TextError> {
     let Some(bytes) = read(path)? else { return Ok(T::default()) };
-    serde_json::from_slice(&bytes).map_err(|error| TextError::Json { path: path.to_owned(), reason: error.to_string() })
+    serde_json::from_slice(&bytes).map_err(|error| TextError::Json { path: path.to_owned(), reason: one_line(error) })
 }
 
 /// The content of a file, if it exists.
@@ -294,7 +295,7 @@ fn pieces(
     let Some(&(last, text)) = texts.last() else { return Err(TextError::NoTokens) };
     // Vocabularies have few holes; a number far beyond the others would only fill memory.
     if last as usize >= 2 * texts.len() + 1024 {
-        return Err(TextError::IdOutOfRange { what: text.to_owned(), id: last, tokens: texts.len() });
+        return Err(TextError::IdOutOfRange { what: format!("{text:?}"), id: last, tokens: texts.len() });
     }
     let added: BTreeMap<u32, bool> = added.iter().map(|token| (token.id, token.special)).collect();
     let mut pieces = Pieces::with_capacity(last as usize + 1);
@@ -484,15 +485,15 @@ mod tests {
             (with("generation_config.json", r#"{"eos_token_id": 363}"#), "the eos token is 363"),
             (
                 error(&|it| it["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]})),
-                "`Unigram` is not supported",
+                "\"Unigram\" is not supported",
             ),
-            (error(&|it| it["decoder"] = Value::Null), "decoder `none` is not supported"),
-            (error(&|it| it["model"]["merges"][3] = json!(["h", "日"])), "merge 3 (`h 日`) needs `日`"),
-            (error(&|it| it["model"]["merges"][3] = json!("xy")), "merge 3 (`xy`) is not two tokens"),
-            (error(&|it| it["model"]["vocab"]["far"] = json!(4_000_000_000u32)), "the far token is 4000000000"),
+            (error(&|it| it["decoder"] = Value::Null), "decoder \"none\" is not supported"),
+            (error(&|it| it["model"]["merges"][3] = json!(["h", "日"])), "merge 3 (\"h 日\") needs \"日\""),
+            (error(&|it| it["model"]["merges"][3] = json!("xy")), "merge 3 (\"xy\") is not two tokens"),
+            (error(&|it| it["model"]["vocab"]["far"] = json!(4_000_000_000u32)), "the \"far\" token is 4000000000"),
             (error(&|it| it["model"]["vocab"]["twin"] = json!(9)), "shares its number"),
             (error(&|it| it["added_tokens"][0]["id"] = json!(300)), "under two numbers"),
-            (error(&|it| it["model"]["unk_token"] = json!("?!")), "`?!`"),
+            (error(&|it| it["model"]["unk_token"] = json!("?!")), "\"?!\""),
             (error(&|it| it["model"]["vocab"] = json!({})), "merge 0"),
         ];
         for (error, part) in cases {

@@ -9,6 +9,7 @@ use tokenizers::{
 
 use super::{
     TextError,
+    error::one_line,
     model::{self, Parts},
     pieces::{ALPHABET, Kind, Pieces, SPACE, Spelling, byte_token},
     pretokenise, sentencepiece,
@@ -107,7 +108,7 @@ fn sentence_piece(source: GgufTokenizer) -> Result<Parts, TextError> {
     }
     let merges = sentencepiece::merges(&source.tokens, &kinds, scores)?;
     let strip_space = source.add_space_prefix.unwrap_or(true);
-    let space = Replace::new(" ", SPACE.to_string()).map_err(|error| TextError::Encode(error.to_string()))?.into();
+    let space = Replace::new(" ", SPACE.to_string()).map_err(|error| TextError::Encode(one_line(error)))?.into();
     let normalizer: NormalizerWrapper =
         if strip_space { Sequence::new(vec![Prepend::new(SPACE.into()).into(), space]).into() } else { space };
     let prefix = source.bos.filter(|_| source.add_bos.unwrap_or(true));
@@ -273,13 +274,13 @@ mod tests {
             (error(spm, |it| it.scores = None), "has no scores"),
             (error(bpe, |it| it.token_types = Some(vec![1; 7])), "363 tokens but 7 token types"),
             (error(spm, |it| it.scores = Some(vec![0.5])), "tokens but 1 scores"),
-            (error(bpe, |it| it.merges = Some(vec!["h e".into(), "he".into()])), "merge 1 (`he`) is not two tokens"),
-            (error(bpe, |it| it.merges = Some(vec!["h 日".into()])), "merge 0 (`h 日`) needs `日`"),
+            (error(bpe, |it| it.merges = Some(vec!["h e".into(), "he".into()])), "merge 1 (\"he\") is not two tokens"),
+            (error(bpe, |it| it.merges = Some(vec!["h 日".into()])), "merge 0 (\"h 日\") needs \"日\""),
             (error(bpe, |it| it.tokens[4 + 0x71] = "x".into()), "byte 0x71"),
-            (error(spm, |it| it.tokens[3 + 0xE9] = "x".into()), "token 236 (`x`) should name a byte"),
+            (error(spm, |it| it.tokens[3 + 0xE9] = "x".into()), "token 236 (\"x\") should name a byte"),
             (error(bpe, |it| it.eos = Some(363)), "the eos token is 363, but the tokenizer has only 363"),
-            (error(bpe, |it| it.model = "bert".into()), "`bert` is not supported; supported: gpt2, llama"),
-            (error(bpe, |it| it.pre = Some("viking".into())), "`viking` is not supported"),
+            (error(bpe, |it| it.model = "bert".into()), "\"bert\" is not supported; supported: gpt2, llama"),
+            (error(bpe, |it| it.pre = Some("viking".into())), "\"viking\" is not supported"),
         ];
         for (error, part) in cases {
             assert!(error.contains(part) && !error.contains('\n'), "{error:?} lacks {part:?}");

@@ -46,7 +46,7 @@ pub(super) fn bpe(ids: HashMap<String, u32>, merges: Vec<(String, String)>) -> R
         joined.clear();
         joined.extend([left.as_str(), right]);
         if let Some(missing) = [left, right, &joined].into_iter().find(|&part| !ids.contains_key(part)) {
-            let reason = format!("needs `{missing}`, which is not a token");
+            let reason = format!("needs {missing:?}, which is not a token");
             return Err(TextError::Merge { index, merge: format!("{left} {right}"), reason });
         }
     }

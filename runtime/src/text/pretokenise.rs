@@ -15,7 +15,7 @@ use tokenizers::{
     },
 };
 
-use super::TextError;
+use super::{TextError, error::one_line};
 
 /// What becomes of text before BPE, for one family of models.
 pub(super) struct Recipe {
@@ -77,7 +77,7 @@ pub(super) fn recipe(name: Option<&str>) -> Result<Recipe, TextError> {
 fn split(pattern: &str) -> Result<PreTokenizerWrapper, TextError> {
     Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)
         .map(Into::into)
-        .map_err(|error| TextError::Encode(error.to_string()))
+        .map_err(|error| TextError::Encode(one_line(error)))
 }
 
 #[cfg(test)]
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = recipe(Some("tekken")).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains("`tekken`") && error.contains("smollm") && error.contains("qwen2"), "{error}");
+        assert!(error.contains("\"tekken\"") && error.contains("smollm") && error.contains("qwen2"), "{error}");
         assert!(recipe(None).is_ok());
     }
 }

@@ -11,7 +11,7 @@ use chrono::{DateTime, Local};
 use minijinja::{Environment, Error, ErrorKind, Value, value::Kwargs};
 use serde::Serialize;
 
-use super::{ControlTokens, TextError};
+use super::{ControlTokens, TextError, error::one_line};
 
 /// Who says a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -158,7 +158,7 @@ impl ChatTemplate {
         let mut text = Bounded { text: Vec::new(), room: ROOM.0 + ROOM.1 * written };
         let template = self.environment.template_from_str(&self.source).map_err(|error| failure(&error))?;
         template.render_captured_to(context, &mut text).map_err(|error| failure(&error))?;
-        String::from_utf8(text.text).map_err(|error| TextError::Template { line: 0, reason: error.to_string() })
+        String::from_utf8(text.text).map_err(|error| TextError::Template { line: 0, reason: one_line(error) })
     }
 
     /// The content of a message, so that it names no control token.
@@ -246,7 +246,7 @@ fn failure(error: &Error) -> TextError {
     let mut line = 0;
     while let Some(error) = cause {
         if let Some(Raised(message)) = error.downcast_ref() {
-            return TextError::Refused(message.split_whitespace().collect::<Vec<_>>().join(" "));
+            return TextError::Refused(one_line(message));
         }
         line = error.downcast_ref::<Error>().and_then(Error::line).unwrap_or(line);
         cause = error.source();
@@ -257,7 +257,7 @@ fn failure(error: &Error) -> TextError {
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
     };
-    TextError::Template { line, reason: reason.split_whitespace().collect::<Vec<_>>().join(" ") }
+    TextError::Template { line, reason: one_line(reason) }
 }
 
 /// A writer that refuses more than fits.

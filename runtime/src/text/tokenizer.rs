@@ -11,6 +11,7 @@ use tokenizers::{
 use super::{
     ChatTemplate, ControlTokens, Detokeniser, TextError,
     control::INERT,
+    error::one_line,
     folder, gguf,
     model::{END_OF_TEXT, ENDS},
     pieces::{Pieces, Spelling},
@@ -47,7 +48,7 @@ impl Tokenizer {
             TokenizerSource::Folder(folder) => folder::parts(&folder)?,
         };
         // Added tokens are looked for before the normalizer runs, so it can take the mark out of escaped text.
-        let unmark = Replace::new(INERT.to_string(), "").map_err(|error| TextError::Encode(error.to_string()))?.into();
+        let unmark = Replace::new(INERT.to_string(), "").map_err(|error| TextError::Encode(one_line(error)))?.into();
         let normalizer = Sequence::new([unmark].into_iter().chain(parts.normalizer).collect());
         let mut inner = TokenizerImpl::new(parts.bpe);
         inner.with_normalizer(Some(normalizer)).with_pre_tokenizer(parts.pre_tokenizer).add_tokens(&parts.added);
@@ -87,7 +88,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] if the tokenizer's own rules fail on the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| TextError::Encode(error.to_string()))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| TextError::Encode(one_line(error)))?;
         let ids = encoding.get_ids();
         if !add_special {
             return Ok(ids.to_vec());
@@ -226,6 +227,14 @@ mod tests {
 
     fn sentence_piece() -> Tokenizer {
         Tokenizer::new(TokenizerSource::Gguf(fixture::sentence_piece())).unwrap()
+    }
+
+    #[test]
+    fn threads_share_it() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Tokenizer>();
+        shared::<ChatTemplate>();
+        shared::<Detokeniser>();
     }
 
     #[test]
