@@ -9,7 +9,7 @@ use thinkey::{
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
-use thinkey_core::{CachePlan, Lambda, StorageKind};
+use thinkey_core::{Lambda, StorageKind};
 use thinkey_tests::recording::Recording;
 
 fn model() -> Model {
@@ -19,17 +19,7 @@ fn model() -> Model {
 
 fn session(model: &Model, tokens: usize, slots: usize, lambda: Lambda, kind: StorageKind) -> Session {
     let config = model.config();
-    let plan = CachePlan {
-        layers: config.layers,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        recent: 32,
-        slots,
-        tokens,
-        window: config.sliding_window,
-        keys: kind,
-        values: kind,
-    };
+    let plan = config.cache_plan(slots, tokens, 32, kind);
     Session::new(plan, |_, _| lambda.kept(config.head_dim)).unwrap()
 }
 

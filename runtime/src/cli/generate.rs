@@ -15,7 +15,7 @@ use thinkey::{
     text::{Message, Tokenizer},
     weights::Checkpoint,
 };
-use thinkey_core::{CachePlan, Lambda, StorageKind};
+use thinkey_core::{Lambda, StorageKind};
 
 /// Arguments of `thinkey generate`.
 #[derive(clap::Args)]
@@ -106,17 +106,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         KvType::F32 => StorageKind::F32,
         KvType::F16 => StorageKind::F16,
     };
-    let plan = CachePlan {
-        layers: config.layers,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        recent: arguments.recent,
-        slots: 1,
-        tokens,
-        window: config.sliding_window,
-        keys: kind,
-        values: kind,
-    };
+    let plan = config.cache_plan(1, tokens, arguments.recent, kind);
     let mut session =
         Session::new(plan, |_, _| arguments.lambda.kept(config.head_dim)).map_err(thinkey::model::ModelError::from)?;
 

@@ -8,7 +8,7 @@ use thinkey::{
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
-use thinkey_core::{CachePlan, Lambda, StorageKind};
+use thinkey_core::{Lambda, StorageKind};
 
 /// Arguments of `thinkey inspect`.
 #[derive(clap::Args)]
@@ -49,17 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let checkpoint = Checkpoint::open(&path)?;
     let config = checkpoint.config();
     let tokens = arguments.context.unwrap_or(config.context);
-    let plan = CachePlan {
-        layers: config.layers,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        recent: arguments.recent,
-        slots: 1,
-        tokens,
-        window: config.sliding_window,
-        keys: StorageKind::F16,
-        values: StorageKind::F16,
-    };
+    let plan = config.cache_plan(1, tokens, arguments.recent, StorageKind::F16);
     let kept = arguments.lambda.kept(config.head_dim);
     let thin = plan.bytes(|_, _| kept)?;
     let whole = plan.whole_bytes();

@@ -1,6 +1,7 @@
 //! Models: what a checkpoint says, and the transformer that computes it.
 
 pub mod config;
+mod plan;
 pub mod transformer;
 
 pub use config::{Architecture, ModelConfig};
