@@ -1,9 +1,10 @@
 //! thinkey: an edge LLM runtime whose key cache is really thinner.
 //!
-//! [`weights`] reads them, [`model`] computes them over a thin cache, [`store`] finds and fetches them.
+//! [`weights`] reads them, [`model`] computes them over a thin cache behind one [`engine`], [`store`] finds and fetches them.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+pub mod engine;
 pub mod model;
 pub mod sample;
 pub mod store;

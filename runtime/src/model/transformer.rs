@@ -52,6 +52,9 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// The caller stopped a prefill; the sequence is forgotten.
+    #[error("interrupted")]
+    Interrupted,
     /// There is nothing to compute.
     #[error("the prompt is empty; give at least one token")]
     Empty,
