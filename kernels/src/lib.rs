@@ -1,7 +1,12 @@
 //! The tensor operations of thinkey that burn lacks.
 //!
-//! [`format`](mod@format) is how weights lie in memory; [`cpu`] are the operations on plain slices.
+//! [`ops`] are the operations that a model needs, as a trait over burn's backends. [`cpu`] implements them on slices,
+//! [`reference`](mod@reference) by plain tensor operations on any backend. [`format`](mod@format) is how weights lie in memory.
 #![deny(missing_docs)]
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod format;
+pub mod ops;
+pub mod reference;

@@ -2,13 +2,15 @@
 //! a dense softmax in f64.
 
 use proptest::prelude::*;
-use thinkey_core::{CachePlan, Error, Rows, StorageKind};
+use thinkey_core::{CachePlan, Error, StorageKind};
 use thinkey_kernels::cpu::{
+    admit::admit,
     attention::{self, AttentionScratch, Fused},
     cache::ThinCache,
     pool::Pool,
     simd::Level,
 };
+use thinkey_kernels::ops::Cache;
 
 const HEADS: usize = 6;
 const KV_HEADS: usize = 2;
@@ -101,7 +103,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         keys: StorageKind::F32,
         values: StorageKind::F32,
     };
-    let mut cache = ThinCache::new(plan, |_, head| case.kept[head]).unwrap();
+    let mut cache = ThinCache::new(plan, 32, |_, head| case.kept[head]).unwrap();
     prop_assert_eq!(cache.allocated(), cache.planned().total());
     let pool = Pool::new(threads).unwrap();
     let mut scratch = AttentionScratch::default();
@@ -117,17 +119,14 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
             stories[slot].values.extend(&row[values..]);
         }
         let before = cache.position(slot);
-        let admission = cache.begin(slot, new, true).unwrap();
+        cache.begin(slot, new, true).unwrap();
+        let admission = cache.step(slot).unwrap();
         let mut out = vec![f32::NAN; new * HEADS * d];
         let exact = new > 1;
         if exact {
             attention::prefill((&pool, level), &cache, 0, (slot, new), fused, &mut out, &mut scratch).unwrap();
         }
-        for head in 0..KV_HEADS {
-            let rows = Rows { keys: &data[keys + head * d..], values: &data[values + head * d..], stride };
-            let queries = (0..GROUP).map(|g| (&data[(head * GROUP + g) * d..], new, stride));
-            cache.admit(0, head, slot, queries, rows).unwrap();
-        }
+        admit(&mut cache, 0, slot, new, fused).unwrap();
         if !exact {
             attention::decode((&pool, level), &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
         }
@@ -172,7 +171,7 @@ fn small() -> ThinCache {
         keys: StorageKind::F16,
         values: StorageKind::F16,
     };
-    ThinCache::new(plan, |_, _| 8).unwrap()
+    ThinCache::new(plan, 32, |_, _| 8).unwrap()
 }
 
 #[test]
@@ -184,7 +183,8 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
     );
     let data = vec![0.5; 100 * 16];
     cache.begin(0, 100, true).unwrap();
-    cache.admit(0, 0, 0, [(&data[..], 100, 16)].into_iter(), Rows { keys: &data, values: &data, stride: 16 }).unwrap();
+    let fused = Fused { data: &data, stride: 16, keys: 0, values: 0, heads: 1, kv_heads: 1, head_dim: 16 };
+    admit(&mut cache, 0, 0, 100, fused).unwrap();
     cache.commit(0);
     assert!(cache.begin(0, 1, false).is_err());
     assert_eq!(cache.position(0), 100);
@@ -196,5 +196,5 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
 #[test]
 fn a_cache_beyond_all_memory_is_an_error() {
     let plan = CachePlan { tokens: 1 << 40, ..*small().plan() };
-    assert!(ThinCache::new(plan, |_, _| 8).is_err());
+    assert!(ThinCache::new(plan, 32, |_, _| 8).is_err());
 }

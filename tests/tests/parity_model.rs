@@ -5,22 +5,23 @@
 
 use std::ops::ControlFlow;
 use thinkey::{
-    model::{Model, Session},
+    engine::{Device, Engine, Session, SessionOptions},
+    model::transformer::WINDOW,
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
 use thinkey_core::{Lambda, StorageKind};
 use thinkey_tests::recording::Recording;
 
-fn model() -> Model {
+fn engine() -> Engine {
     let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
-    Model::load(&Checkpoint::open(&path).unwrap(), 2).unwrap()
+    Engine::load(&Checkpoint::open(&path).unwrap(), Device::Ndarray, 2, &mut |_, _| {}).unwrap()
 }
 
-fn session(model: &Model, tokens: usize, slots: usize, lambda: Lambda, kind: StorageKind) -> Session {
-    let config = model.config();
+fn session(engine: &Engine, tokens: usize, slots: usize, lambda: Lambda, kind: StorageKind) -> Session {
+    let config = engine.config();
     let plan = config.cache_plan(slots, tokens, 32, kind);
-    Session::new(plan, |_, _| lambda.kept(config.head_dim)).unwrap()
+    engine.session(SessionOptions { plan, window: WINDOW }, |_, _| lambda.kept(config.head_dim)).unwrap()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -35,7 +36,7 @@ fn argmax(logits: &[f32]) -> u32 {
 
 #[test]
 fn logits_equal_the_recordings() {
-    let model = model();
+    let mut engine = engine();
     for recording in Recording::all() {
         if !recording.has("input_ids") {
             continue;
@@ -45,12 +46,12 @@ fn logits_equal_the_recordings() {
         for (lambda, suffix) in [(0, "none"), (400, "think.0.4"), (500, "think.0.5"), (600, "think.0.6")] {
             for kind in [StorageKind::F32, StorageKind::F16] {
                 let lambda = Lambda::from_per_mille(lambda).unwrap();
-                let mut session = session(&model, ids.len() + 1, 1, lambda, kind);
-                let prompt = model.prefill(&mut session, 0, &ids, &mut |_, _| {}).unwrap();
+                let mut session = session(&engine, ids.len() + 1, 1, lambda, kind);
+                let prompt = engine.prefill(&mut session, 0, &ids, &mut |_, _| ControlFlow::Continue(())).unwrap();
                 let off = largest_difference(prompt, &recording.floats("prefill_last_logits").data);
                 assert!(off < 0.05, "prompt: logits are off by {off}");
-                assert_eq!(session.cache().allocated(), session.cache().planned().total());
-                let step = model.decode(&mut session, &[0], &[next]).unwrap();
+                assert_eq!(session.allocated(), session.planned().total());
+                let step = engine.decode(&mut session, &[0], &[next]).unwrap();
                 let off = largest_difference(step, &recording.floats(&format!("decode_logits.{suffix}")).data);
                 eprintln!("{suffix} {}: logits off by {off}", kind.name());
                 assert!(off < 0.05, "{suffix} {}: logits are off by {off}", kind.name());
@@ -63,22 +64,20 @@ fn logits_equal_the_recordings() {
 /// nothing is pruned.
 #[test]
 fn all_ways_to_feed_tokens_agree() {
-    let model = model();
+    let mut engine = engine();
     let ids: Vec<u32> = (0..150u32).map(|i| (i * 7919 + 13) % 49_000).collect();
-    let whole = |slots| session(&model, 200, slots, Lambda::WHOLE, StorageKind::F32);
-    let mut once = whole(1);
-    let expected = model.prefill(&mut once, 0, &ids, &mut |_, _| {}).unwrap().to_vec();
-    let mut turns = whole(1);
-    model.prefill(&mut turns, 0, &ids[..90], &mut |_, _| {}).unwrap();
-    let two = model.prefill(&mut turns, 0, &ids[90..], &mut |_, _| {}).unwrap();
+    let mut whole = [1, 1, 2].map(|slots| session(&engine, 200, slots, Lambda::WHOLE, StorageKind::F32));
+    let [once, turns, steps] = &mut whole;
+    let expected = engine.prefill(once, 0, &ids, &mut |_, _| ControlFlow::Continue(())).unwrap().to_vec();
+    engine.prefill(turns, 0, &ids[..90], &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let two = engine.prefill(turns, 0, &ids[90..], &mut |_, _| ControlFlow::Continue(())).unwrap();
     let off = largest_difference(two, &expected);
     assert!(off < 2e-3, "two turns: off by {off}");
-    let mut steps = whole(2);
-    model.prefill(&mut steps, 1, &ids[..20], &mut |_, _| {}).unwrap();
-    model.prefill(&mut steps, 0, &ids[..20], &mut |_, _| {}).unwrap();
+    engine.prefill(steps, 1, &ids[..20], &mut |_, _| ControlFlow::Continue(())).unwrap();
+    engine.prefill(steps, 0, &ids[..20], &mut |_, _| ControlFlow::Continue(())).unwrap();
     let mut last = Vec::new();
     for &id in &ids[20..] {
-        last = model.decode(&mut steps, &[1, 0], &[argmax(&expected), id]).unwrap().to_vec();
+        last = engine.decode(steps, &[1, 0], &[argmax(&expected), id]).unwrap().to_vec();
     }
     let off = largest_difference(&last[expected.len()..], &expected);
     assert!(off < 2e-3, "token by token beside another sequence: off by {off}");

@@ -8,6 +8,7 @@ use super::{
     pool::Pool,
     simd::Level,
 };
+use crate::ops::Cache;
 use std::{
     ops::Range,
     sync::{Mutex, PoisonError},

@@ -1,5 +1,6 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
+use crate::ops::Cache;
 use thinkey_core::{Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span};
 
 /// One cache line: the unit in which the arena is allocated, so that every part of it is aligned.
@@ -30,7 +31,7 @@ struct Slot {
     before: Vec<u32>,
     /// Page table after it.
     pages: Vec<u32>,
-    /// Query rows that the energies are the sum of.
+    /// Query rows of each head that the energies are the sum of.
     scored: usize,
     /// Tokens ever admitted: the position of the next one.
     position: usize,
@@ -38,11 +39,12 @@ struct Slot {
 
 /// The thin caches of all layers and heads, for `plan.slots` sequences.
 ///
-/// A step of a sequence goes through all layers with the same admission: [`begin`](Self::begin), then for every layer
-/// [`admit`](Self::admit) and reads, then [`commit`](Self::commit).
+/// A step of a sequence goes through all layers with the same admission: [`begin`](Cache::begin), then for every layer
+/// [`admit`](Self::admit) and reads, then [`commit`](Cache::commit).
 #[derive(Debug)]
 pub struct ThinCache {
     plan: CachePlan,
+    window: usize,
     bytes: CacheBytes,
     /// One a layer and head.
     layouts: Vec<HeadLayout>,
@@ -62,11 +64,12 @@ fn room<T>(len: usize) -> Result<Vec<T>, CacheError> {
 }
 
 impl ThinCache {
-    /// An empty cache where head h of layer l keeps `kept(l, h)` channels.
+    /// An empty cache where head h of layer l keeps `kept(l, h)` channels, scored by the newest `window` queries of a
+    /// prompt.
     ///
     /// # Errors
     /// [`CacheError`] where the plan cannot be or the memory cannot be had.
-    pub fn new(plan: CachePlan, kept: impl Fn(usize, usize) -> usize) -> Result<Self, CacheError> {
+    pub fn new(plan: CachePlan, window: usize, kept: impl Fn(usize, usize) -> usize) -> Result<Self, CacheError> {
         let bytes = plan.bytes(&kept)?;
         let heads = plan.layers * plan.kv_heads;
         let (mut layouts, mut starts) = (room(heads)?, room(heads + 1)?);
@@ -99,34 +102,13 @@ impl ThinCache {
         }
         let mut free = room(per_slot * plan.slots)?;
         free.extend((0..(per_slot * plan.slots) as u32).rev());
-        Ok(Self { plan, bytes, layouts, starts, arena, masks, slots, free })
+        Ok(Self { plan, window, bytes, layouts, starts, arena, masks, slots, free })
     }
 
-    /// What was planned.
+    /// Newest queries of a prompt that score its channels, W.
     #[must_use]
-    pub fn plan(&self) -> &CachePlan {
-        &self.plan
-    }
-
-    /// Bytes by part, as planned.
-    #[must_use]
-    pub fn planned(&self) -> CacheBytes {
-        self.bytes
-    }
-
-    /// Bytes that were allocated for the parts that the plan counts, as the allocations say.
-    #[must_use]
-    pub fn allocated(&self) -> usize {
-        let tables = self.slots.iter().map(|slot| slot.before.capacity() + slot.pages.capacity()).sum::<usize>();
-        self.arena.capacity() * size_of::<Line>()
-            + self.masks.capacity() * size_of::<Option<ChannelMask>>()
-            + (tables + self.free.capacity()) * size_of::<u32>()
-    }
-
-    /// Position of the next token of `slot`: the tokens admitted so far.
-    #[must_use]
-    pub fn position(&self, slot: usize) -> usize {
-        self.slots[slot].position
+    pub fn window(&self) -> usize {
+        self.window
     }
 
     /// How many tokens of `slot` are where, the step under way not counted.
@@ -135,54 +117,10 @@ impl ThinCache {
         self.slots[slot].span
     }
 
-    /// Forgets the sequence of `slot`; its pages are free for others.
-    pub fn clear(&mut self, slot: usize) {
-        let heads = self.layouts.len();
-        self.masks[slot * heads..(slot + 1) * heads].fill(None);
-        let state = &mut self.slots[slot];
-        self.free.append(&mut state.pages);
-        state.before.clear();
-        (state.span, state.step, state.scored, state.position) = (Span::default(), None, 0, 0);
-        for index in 0..heads {
-            // The layouts were checked when the cache was made.
-            if let Ok(mut head) = self.head_mut(index, slot) {
-                head.clear_energy();
-            }
-        }
-    }
-
-    /// Begins a step of `slot` that admits `new` tokens; `prompt` as in [`Span::admit`].
-    ///
-    /// # Errors
-    /// [`Error::Capacity`] with the tokens needed where the sequence would outgrow the plan; nothing is changed then.
-    pub fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<Admission, Error> {
-        let state = &mut self.slots[slot];
-        let needed = state.position + new;
-        if needed > self.plan.tokens {
-            return Err(Error::Capacity { what: "context tokens", needed, capacity: self.plan.tokens });
-        }
-        let admission = state.span.admit(new, self.plan.recent, self.plan.window, prompt);
-        state.before.clear();
-        state.before.extend_from_slice(&state.pages);
-        let gone = admission.dropped.min(state.pages.len());
-        self.free.extend(state.pages.drain(..gone));
-        while state.pages.len() < admission.after.blocks as usize {
-            let capacity = self.plan.blocks_per_slot() * self.plan.slots;
-            let page = self.free.pop().ok_or(Error::Capacity { what: "pages", needed: capacity + 1, capacity })?;
-            state.pages.push(page);
-        }
-        state.step = Some(admission);
-        Ok(admission)
-    }
-
-    /// Ends the step of `slot`: the tokens are in every layer.
-    pub fn commit(&mut self, slot: usize) {
-        let state = &mut self.slots[slot];
-        if let Some(step) = state.step.take() {
-            state.span = step.after;
-            state.position += step.new;
-            state.scored += step.new;
-        }
+    /// The step of `slot` under way.
+    #[must_use]
+    pub fn step(&self, slot: usize) -> Option<Admission> {
+        self.slots[slot].step
     }
 
     fn index(&self, layer: usize, head: usize) -> usize {
@@ -256,5 +194,67 @@ impl ThinCache {
         self.slots[slot].pages = pages;
         self.masks[at] = mask;
         admitted
+    }
+}
+
+impl Cache for ThinCache {
+    fn plan(&self) -> &CachePlan {
+        &self.plan
+    }
+
+    fn planned(&self) -> CacheBytes {
+        self.bytes
+    }
+
+    fn allocated(&self) -> usize {
+        let tables = self.slots.iter().map(|slot| slot.before.capacity() + slot.pages.capacity()).sum::<usize>();
+        self.arena.capacity() * size_of::<Line>()
+            + self.masks.capacity() * size_of::<Option<ChannelMask>>()
+            + (tables + self.free.capacity()) * size_of::<u32>()
+    }
+
+    fn position(&self, slot: usize) -> usize {
+        self.slots[slot].position
+    }
+
+    fn clear(&mut self, slot: usize) {
+        let heads = self.layouts.len();
+        self.masks[slot * heads..(slot + 1) * heads].fill(None);
+        let state = &mut self.slots[slot];
+        self.free.append(&mut state.pages);
+        state.before.clear();
+        (state.span, state.step, state.scored, state.position) = (Span::default(), None, 0, 0);
+        for index in 0..heads {
+            // The layouts were checked when the cache was made.
+            if let Ok(mut head) = self.head_mut(index, slot) {
+                head.clear_energy();
+            }
+        }
+    }
+
+    fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
+        self.check(slot, new)?;
+        let state = &mut self.slots[slot];
+        let admission = state.span.admit(new, self.plan.recent, self.plan.window, prompt);
+        state.before.clear();
+        state.before.extend_from_slice(&state.pages);
+        let gone = admission.dropped.min(state.pages.len());
+        self.free.extend(state.pages.drain(..gone));
+        while state.pages.len() < admission.after.blocks as usize {
+            let capacity = self.plan.blocks_per_slot() * self.plan.slots;
+            let page = self.free.pop().ok_or(Error::Capacity { what: "pages", needed: capacity + 1, capacity })?;
+            state.pages.push(page);
+        }
+        state.step = Some(admission);
+        Ok(())
+    }
+
+    fn commit(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        if let Some(step) = state.step.take() {
+            state.span = step.after;
+            state.position += step.new;
+            state.scored += step.new.min(self.window);
+        }
     }
 }

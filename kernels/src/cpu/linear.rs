@@ -135,6 +135,12 @@ impl Linear {
         &self.parts
     }
 
+    /// The bias, one value a row.
+    #[must_use]
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// Bytes of weights that a pass reads.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -1,13 +1,18 @@
-//! The operations on plain slices: SIMD chosen at run time, threads from a persistent pool.
+//! The operations on plain slices: SIMD chosen at run time, threads from a persistent pool. [`Cpu`] makes burn's ndarray
+//! backend compute by them.
 
+pub mod admit;
 pub mod aligned;
 pub mod attention;
 pub mod cache;
 pub mod gemm;
 pub mod linear;
 pub mod loops;
+mod ops;
 pub mod pool;
 pub mod rows;
 // `self` is the proof that the level's instructions exist, not what is converted.
 #[allow(clippy::wrong_self_convention)]
 pub mod simd;
+
+pub use ops::Cpu;

@@ -9,7 +9,8 @@ use std::{
     time::Instant,
 };
 use thinkey::{
-    model::{Model, Session},
+    engine::{Device, Engine, SessionOptions},
+    model::transformer::WINDOW,
     sample::{Sampler, Sampling},
     store::{DEFAULT, Store},
     text::{Message, Tokenizer},
@@ -96,8 +97,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         tokenizer.encode(&tokenizer.chat_template()?.render(&[Message::user(prompt)], true)?, false)?
     };
     let threads = arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    let model = Model::load(&checkpoint, threads)?;
-    let config = model.config();
+    let mut model = Engine::load(&checkpoint, Device::Ndarray, threads, &mut |_, _| {})?;
+    let config = model.config().clone();
     let tokens = ids.len() + arguments.max_tokens;
     if tokens > config.context {
         return Err(CliError::Context { prompt: ids.len(), answer: arguments.max_tokens, context: config.context });
@@ -108,14 +109,17 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     };
     let plan = config.cache_plan(1, tokens, arguments.recent, kind);
     let mut session =
-        Session::new(plan, |_, _| arguments.lambda.kept(config.head_dim)).map_err(thinkey::model::ModelError::from)?;
+        model.session(SessionOptions { plan, window: WINDOW }, |_, _| arguments.lambda.kept(config.head_dim))?;
 
     let bar = ProgressBar::new(config.layers as u64).with_style(
         ProgressStyle::with_template("reading {bar:30} {pos}/{len} layers {eta}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let start = Instant::now();
-    let mut logits = model.prefill(&mut session, 0, &ids, &mut |done, _| bar.set_position(done as u64))?;
+    let mut logits = model.prefill(&mut session, 0, &ids, &mut |done, _| {
+        bar.set_position(done as u64);
+        std::ops::ControlFlow::Continue(())
+    })?;
     let prefill = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
 
@@ -146,7 +150,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
     let decode = start.elapsed().as_secs_f64();
     let rest = words.finish();
-    let cache = session.cache();
+    let cache = &session;
     let (whole, planned, measured) = (plan.whole_bytes(), cache.planned().total(), cache.allocated());
     let speed = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     let (read, written) = (speed(ids.len(), prefill), speed(new.saturating_sub(1), decode));

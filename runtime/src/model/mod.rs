@@ -5,4 +5,4 @@ mod plan;
 pub mod transformer;
 
 pub use config::{Architecture, ModelConfig};
-pub use transformer::{Model, ModelError, Session};
+pub use transformer::{Model, ModelError};

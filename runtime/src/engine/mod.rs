@@ -9,6 +9,10 @@ use crate::{
 };
 use std::{fmt, ops::ControlFlow, str::FromStr};
 use thinkey_core::{CacheBytes, CachePlan};
+use thinkey_kernels::{
+    cpu::{Cpu, simd::Level},
+    ops::Cache,
+};
 
 /// Where a model is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,14 +60,63 @@ pub struct SessionOptions {
     pub window: usize,
 }
 
-/// A model on a device.
-pub struct Engine {
-    model: Model,
+/// Why a device cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The program was built without it.
+    #[error("this program is built without CUDA; build it with `--features cuda`, or use --device ndarray")]
+    NotBuilt,
+    /// CUDA is not to be had.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] thinkey_kernels::cuda::CudaError),
 }
 
-/// Cache and scratch memory of the sequences under way, one a slot.
-pub struct Session {
-    inner: transformer::Session,
+/// A model on a device.
+pub struct Engine(Backend);
+
+enum Backend {
+    Ndarray(Box<Model<Cpu>>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Model<Cuda>>),
+}
+
+/// Cache and activations of the sequences under way, one a slot.
+pub struct Session(State);
+
+enum State {
+    Ndarray(Box<transformer::Session<Cpu>>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<transformer::Session<Cuda>>),
+}
+
+/// Plain tensor operations: CUDA has no kernels of its own yet.
+#[cfg(feature = "cuda")]
+type Cuda = thinkey_kernels::reference::Reference<thinkey_kernels::cuda::Backend>;
+
+/// Runs `$body` with the model and the session of the device at hand.
+macro_rules! both {
+    ($engine:expr, $session:expr, |$model:ident, $state:ident| $body:expr) => {
+        match ($engine, $session) {
+            (Backend::Ndarray($model), State::Ndarray($state)) => $body,
+            #[cfg(feature = "cuda")]
+            (Backend::Cuda($model), State::Cuda($state)) => $body,
+            #[cfg(feature = "cuda")]
+            _ => Err(ModelError::Session),
+        }
+    };
+}
+
+/// Runs `$body` with what is in `$value`, an enum `$kind`.
+macro_rules! any {
+    ($kind:ident, $value:expr, |$inner:ident| $body:expr) => {
+        match $value {
+            $kind::Ndarray($inner) => $body,
+            #[cfg(feature = "cuda")]
+            $kind::Cuda($inner) => $body,
+        }
+    };
 }
 
 impl Engine {
@@ -71,21 +124,33 @@ impl Engine {
     /// stay in the checkpoint's memory map. `progress` is told how many layers of how many are loaded.
     ///
     /// # Errors
-    /// [`ModelError`] where a tensor is missing or damaged or the device cannot be used.
+    /// [`ModelError`] where a tensor is missing or damaged; [`ModelError::Device`] where the device cannot be used.
     pub fn load(
         checkpoint: &Checkpoint,
         device: Device,
         threads: usize,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        let _ = (device, progress);
-        Ok(Self { model: Model::load(checkpoint, threads)? })
+        match device {
+            Device::Ndarray => {
+                let ops = Cpu::new(threads, Level::best())?;
+                Ok(Self(Backend::Ndarray(Box::new(Model::load(checkpoint, ops, progress)?))))
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda => {
+                thinkey_kernels::cuda::probe().map_err(DeviceError::from)?;
+                let ops = Cuda::new(thinkey_kernels::cuda::Device::default());
+                Ok(Self(Backend::Cuda(Box::new(Model::load(checkpoint, ops, progress)?))))
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda => Err(DeviceError::NotBuilt.into()),
+        }
     }
 
     /// What the checkpoint says of the model.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
-        self.model.config()
+        any!(Backend, &self.0, |model| model.config())
     }
 
     /// Empty sequences, `options.plan.slots` of them; head h of layer l keeps `kept(l, h)` channels.
@@ -97,16 +162,20 @@ impl Engine {
         options: SessionOptions,
         kept: impl Fn(usize, usize) -> usize,
     ) -> Result<Session, ModelError> {
-        Ok(Session { inner: transformer::Session::new(options.plan, kept)? })
+        Ok(Session(match &self.0 {
+            Backend::Ndarray(model) => State::Ndarray(Box::new(model.session(options, &kept)?)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(model) => State::Cuda(Box::new(model.session(options, &kept)?)),
+        }))
     }
 
     /// Feeds `tokens` to the sequence of `slot` and returns the logits after the last one, one for each token of the
-    /// vocabulary. `progress` is told how many layers of how many are done; where it breaks, the sequence is forgotten
-    /// and the result is [`ModelError::Interrupted`].
+    /// vocabulary. `progress` is told how many layers of how many are done.
     ///
     /// # Errors
     /// [`ModelError::Empty`], [`ModelError::Token`], [`ModelError::Core`] where the context is full: the sequence is as
-    /// before then.
+    /// before then. It is forgotten where `progress` breaks, which is [`ModelError::Interrupted`], and where a score is
+    /// not a number.
     pub fn prefill<'s>(
         &mut self,
         session: &'s mut Session,
@@ -114,9 +183,7 @@ impl Engine {
         tokens: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<&'s [f32], ModelError> {
-        self.model.prefill(&mut session.inner, slot, tokens, &mut |done, of| {
-            let _ = progress(done, of);
-        })
+        both!(&mut self.0, &mut session.0, |model, state| model.prefill(state, slot, tokens, progress))
     }
 
     /// Feeds one token to each sequence: `tokens[r]` to that of `slots[r]`. Returns their logits, row after row. Each
@@ -133,7 +200,7 @@ impl Engine {
         slots: &[usize],
         tokens: &[u32],
     ) -> Result<&'s [f32], ModelError> {
-        self.model.decode(&mut session.inner, slots, tokens)
+        both!(&mut self.0, &mut session.0, |model, state| model.decode(state, slots, tokens))
     }
 }
 
@@ -141,29 +208,29 @@ impl Session {
     /// What was planned.
     #[must_use]
     pub fn plan(&self) -> &CachePlan {
-        self.inner.cache().plan()
+        any!(State, &self.0, |state| state.cache().plan())
     }
 
     /// Bytes of the cache by part, as planned.
     #[must_use]
     pub fn planned(&self) -> CacheBytes {
-        self.inner.cache().planned()
+        any!(State, &self.0, |state| state.cache().planned())
     }
 
-    /// Bytes that were allocated for the parts that the plan counts.
+    /// Bytes that are allocated for the parts that the plan counts.
     #[must_use]
     pub fn allocated(&self) -> usize {
-        self.inner.cache().allocated()
+        any!(State, &self.0, |state| state.cache().allocated())
     }
 
     /// Position of the next token of `slot`: the tokens fed to it so far.
     #[must_use]
     pub fn position(&self, slot: usize) -> usize {
-        self.inner.cache().position(slot)
+        any!(State, &self.0, |state| state.cache().position(slot))
     }
 
     /// Forgets the sequence of `slot`.
     pub fn clear(&mut self, slot: usize) {
-        self.inner.clear(slot);
+        any!(State, &mut self.0, |state| state.clear(slot));
     }
 }

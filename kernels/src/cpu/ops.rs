@@ -1,0 +1,238 @@
+//! The operations on the processor: burn-ndarray's tensors, our loops on their floats.
+
+use super::{
+    admit::admit,
+    attention::{self, AttentionScratch, Fused},
+    cache::{CacheError, ThinCache},
+    linear::{Linear, LinearError, LinearScratch, Mode},
+    pool::Pool,
+    rows::{self, Rotary},
+    simd::Level,
+};
+use crate::{
+    format::Matrix,
+    ops::{Heads, Norm, Pass, Rotation, Rows, ThinOps, Vector},
+};
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
+use std::ops::Range;
+use thinkey_core::{CachePlan, Error};
+
+type Backend = NdArray<f32>;
+
+/// Rows that go through a feed-forward part, or a projection, at once: intermediate results of a long prompt are never
+/// held for all of it.
+const CHUNK: usize = 512;
+
+/// [`ThinOps`] for burn's ndarray backend: SIMD of the machine's best level on the threads of a pool.
+#[derive(Debug)]
+pub struct Cpu {
+    pool: Pool,
+    level: Level,
+    linear: LinearScratch,
+    attention: AttentionScratch,
+    normed: Vec<f32>,
+    wide: Vec<f32>,
+    gated: Vec<f32>,
+}
+
+impl Cpu {
+    /// Operations on `threads` threads, with the vectors of `level`.
+    ///
+    /// # Errors
+    /// Where the system starts no thread.
+    pub fn new(threads: usize, level: Level) -> std::io::Result<Self> {
+        Ok(Self {
+            pool: Pool::new(threads)?,
+            level,
+            linear: LinearScratch::default(),
+            attention: AttentionScratch::default(),
+            normed: Vec::new(),
+            wide: Vec::new(),
+            gated: Vec::new(),
+        })
+    }
+}
+
+/// Runs `body` on the floats of a tensor.
+///
+/// # Panics
+/// Where the tensor is not contiguous `f32`: those that these operations make are.
+fn read<const D: usize, R>(tensor: &Tensor<Backend, D>, body: impl FnOnce(&[f32]) -> R) -> R {
+    // A clone shares the memory.
+    let TensorPrimitive::Float(NdArrayTensor::F32(floats)) = tensor.clone().into_primitive() else {
+        panic!("activations are f32");
+    };
+    let view = floats.view();
+    body(view.as_slice().expect("activations are contiguous"))
+}
+
+/// Runs `body` on the floats of a tensor, in place (where the memory is shared, on a copy).
+///
+/// # Panics
+/// As [`read`].
+fn write<R>(tensor: Rows<Cpu>, body: impl FnOnce(&mut [f32]) -> R) -> (Rows<Cpu>, R) {
+    let TensorPrimitive::Float(NdArrayTensor::F32(mut floats)) = tensor.into_primitive() else {
+        panic!("activations are f32");
+    };
+    let result = body(floats.ensure_owned().as_slice_mut().expect("activations are contiguous"));
+    (Tensor::from_primitive(TensorPrimitive::Float(NdArrayTensor::F32(floats))), result)
+}
+
+/// `len` floats of `buffer`, which grows but never shrinks; what they hold is old.
+fn floats(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+fn fused(data: &[f32], heads: Heads) -> Fused<'_> {
+    let Heads { heads: count, kv_heads, head_dim } = heads;
+    let (stride, keys, values) = (heads.width(), heads.keys(), heads.values());
+    Fused { data, stride, keys, values, heads: count, kv_heads, head_dim }
+}
+
+impl ThinOps for Cpu {
+    type Backend = Backend;
+    type Linear = Linear;
+    type Cache = ThinCache;
+
+    fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Linear, LinearError> {
+        Linear::new(parts, bias)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Vector<Self> {
+        let len = values.len();
+        Tensor::from_data(TensorData::new(values, [len]), &NdArrayDevice::Cpu)
+    }
+
+    fn rows(&self, rows: usize, width: usize) -> Rows<Self> {
+        Tensor::zeros([rows, width], &NdArrayDevice::Cpu)
+    }
+
+    fn cache(
+        &self,
+        plan: CachePlan,
+        window: usize,
+        kept: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<ThinCache, CacheError> {
+        ThinCache::new(plan, window, kept)
+    }
+
+    fn embed(&mut self, table: &Linear, tokens: &[u32], out: Rows<Self>) -> Rows<Self> {
+        let body = |out: &mut [f32]| {
+            for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(table.cols())) {
+                table.row(token as usize, out);
+            }
+        };
+        write(out, body).0
+    }
+
+    fn norm_linear(
+        &mut self,
+        x: &Rows<Self>,
+        rows: Range<usize>,
+        norm: &Norm<Backend>,
+        linear: &Linear,
+        out: Rows<Self>,
+    ) -> Rows<Self> {
+        let Self { pool, level, linear: scratch, normed, .. } = self;
+        let (width, features) = (linear.cols(), linear.rows());
+        let mut body = |x: &[f32], weight: &[f32], out: &mut [f32]| {
+            let x = &x[rows.start * width..rows.end * width];
+            for (x, out) in x.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK * features)) {
+                let normed = floats(normed, x.len());
+                rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
+                linear.forward(pool, *level, normed, out, Mode::Store, scratch);
+            }
+        };
+        read(x, |x| read(&norm.weight, |weight| write(out, |out| body(x, weight, out)))).0
+    }
+
+    fn rotate(
+        &mut self,
+        fused: Rows<Self>,
+        heads: Heads,
+        rotation: Rotation<'_, Backend>,
+        position: &(dyn Fn(usize) -> usize + Sync),
+    ) -> Rows<Self> {
+        let turn = |norms: Option<(&[f32], &[f32], f32)>| {
+            let rotary = Rotary { frequencies: rotation.frequencies, pairs: rotation.pairs, norms };
+            let counts = (heads.heads, heads.kv_heads);
+            write(fused, |fused| rows::rotate(&self.pool, rotary, fused, heads.width(), counts, position)).0
+        };
+        match rotation.norms {
+            None => turn(None),
+            Some((query, key)) => read(&query.weight, |q| read(&key.weight, |k| turn(Some((q, k, query.eps))))),
+        }
+    }
+
+    fn admit(
+        &mut self,
+        cache: &mut ThinCache,
+        layer: usize,
+        pass: Pass<'_>,
+        rows: &Rows<Self>,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        let count = rows.dims()[0];
+        read(rows, |data| match pass {
+            Pass::Prompt(slot) => admit(cache, layer, slot, count, fused(data, heads)),
+            Pass::Steps(slots) => slots
+                .iter()
+                .enumerate()
+                .try_for_each(|(row, &slot)| admit(cache, layer, slot, 1, fused(&data[row * heads.width()..], heads))),
+        })
+    }
+
+    fn attend(
+        &mut self,
+        cache: &ThinCache,
+        layer: usize,
+        pass: Pass<'_>,
+        rows: &Rows<Self>,
+        heads: Heads,
+        out: Rows<Self>,
+    ) -> Result<Rows<Self>, Error> {
+        let Self { pool, level, attention: scratch, .. } = self;
+        let machine = (&*pool, *level);
+        let count = rows.dims()[0];
+        let mut body = |data: &[f32], out: &mut [f32]| match pass {
+            Pass::Prompt(slot) => {
+                attention::prefill(machine, cache, layer, (slot, count), fused(data, heads), out, scratch)
+            }
+            Pass::Steps(slots) => attention::decode(machine, cache, layer, slots, fused(data, heads), out, scratch),
+        };
+        let (out, result) = read(rows, |data| write(out, |out| body(data, out)));
+        result.map(|()| out)
+    }
+
+    fn add_linear(&mut self, input: &Rows<Self>, linear: &Linear, x: Rows<Self>) -> Rows<Self> {
+        let Self { pool, level, linear: scratch, .. } = self;
+        read(input, |input| write(x, |x| linear.forward(pool, *level, input, x, Mode::Add, scratch))).0
+    }
+
+    fn feed_forward(&mut self, x: Rows<Self>, norm: &Norm<Backend>, gate_up: &Linear, down: &Linear) -> Rows<Self> {
+        let Self { pool, level, linear: scratch, normed, wide, gated, .. } = self;
+        let (width, inner) = (gate_up.cols(), down.cols());
+        let mut body = |weight: &[f32], x: &mut [f32]| {
+            for x in x.chunks_mut(CHUNK * width) {
+                let rows = x.len() / width;
+                let normed = floats(normed, x.len());
+                rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
+                let wide = floats(wide, rows * 2 * inner);
+                gate_up.forward(pool, *level, normed, wide, Mode::Store, scratch);
+                let gated = floats(gated, rows * inner);
+                rows::gated_silu(pool, *level, wide, inner, gated);
+                down.forward(pool, *level, gated, x, Mode::Add, scratch);
+            }
+        };
+        read(&norm.weight, |weight| write(x, |x| body(weight, x))).0
+    }
+
+    fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {
+        out.clear();
+        read(rows, |rows| out.extend_from_slice(rows));
+    }
+}

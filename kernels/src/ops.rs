@@ -1,0 +1,251 @@
+//! The operations of a transformer over a thin cache, as a backend of burn offers them.
+//!
+//! [`ThinOps`] is what a model calls; activations are burn tensors, weights and caches are what the implementation
+//! makes of them. Operations are coarse (a feed-forward part is one) so that handing tensors over costs nothing beside
+//! them, and they take the tensor that they write by value, so that its memory is used again: a decode step allocates
+//! nothing on the processor.
+//!
+//! | implementation | backend | what |
+//! |---|---|---|
+//! | [`Cpu`](crate::cpu::Cpu) | burn-ndarray | quantised weights, SIMD, threads, the paged thin cache |
+//! | [`Reference`](crate::reference::Reference) | any | plain tensor operations: what the others are tested against, and what serves a backend that has no kernels of its own |
+
+use crate::{
+    cpu::{cache::CacheError, linear::LinearError, rows::Pairs},
+    format::Matrix,
+};
+use burn::tensor::{Tensor, backend::Backend};
+use std::ops::Range;
+use thinkey_core::{CacheBytes, CachePlan, Error};
+
+/// Rows of activations, [rows, width].
+pub type Rows<O> = Tensor<<O as ThinOps>::Backend, 2>;
+
+/// A vector of weights.
+pub type Vector<O> = Tensor<<O as ThinOps>::Backend, 1>;
+
+/// How the heads of one layer lie in a row of the fused projection: query heads, then keys, then values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads; each serves `heads / kv_heads` query heads, G.
+    pub kv_heads: usize,
+    /// Channels of a head, D.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Query heads of a KV head, G.
+    #[must_use]
+    pub const fn group(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Where the keys begin: the width of all query heads.
+    #[must_use]
+    pub const fn keys(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Where the values begin.
+    #[must_use]
+    pub const fn values(self) -> usize {
+        self.keys() + self.kv_heads * self.head_dim
+    }
+
+    /// Width of a row.
+    #[must_use]
+    pub const fn width(self) -> usize {
+        self.values() + self.kv_heads * self.head_dim
+    }
+}
+
+/// RMS normalisation: x / √(mean x² + eps) · weight.
+#[derive(Clone, Debug)]
+pub struct Norm<B: Backend> {
+    /// [width].
+    pub weight: Tensor<B, 1>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Rotary embedding, and what some models do to query and key heads before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a, B: Backend> {
+    /// Angular frequencies, [D/2], in radians a position.
+    pub frequencies: &'a [f32],
+    /// Which channels turn together.
+    pub pairs: Pairs,
+    /// Normalisation of query heads and of key heads, each over D channels.
+    pub norms: Option<&'a (Norm<B>, Norm<B>)>,
+}
+
+/// What the rows of a pass are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass<'a> {
+    /// Consecutive tokens of the sequence of this slot. They attend exactly to each other, and to what the cache held
+    /// before.
+    Prompt(usize),
+    /// Row r is one token of the sequence of the r-th slot.
+    Steps(&'a [usize]),
+}
+
+impl Pass<'_> {
+    /// The slot of a row, and the row's place among the new tokens of that slot.
+    #[must_use]
+    pub fn place(&self, row: usize) -> (usize, usize) {
+        match *self {
+            Self::Prompt(slot) => (slot, row),
+            Self::Steps(slots) => (slots[row], 0),
+        }
+    }
+}
+
+/// The cache of the sequences under way, one a slot.
+///
+/// A step goes through all layers with the same admission: [`begin`](Self::begin) for each slot, then
+/// [`ThinOps::admit`] and [`ThinOps::attend`] for each layer, then [`commit`](Self::commit).
+pub trait Cache {
+    /// What was planned.
+    fn plan(&self) -> &CachePlan;
+
+    /// Bytes by part, as planned.
+    fn planned(&self) -> CacheBytes;
+
+    /// Bytes that are allocated for the parts that the plan counts.
+    fn allocated(&self) -> usize;
+
+    /// Position of the next token of `slot`: the tokens admitted so far, a step under way not counted.
+    fn position(&self, slot: usize) -> usize;
+
+    /// Whether `slot` can take `new` more tokens.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with the tokens needed where the sequence would outgrow the plan.
+    fn check(&self, slot: usize, new: usize) -> Result<(), Error> {
+        let (needed, capacity) = (self.position(slot) + new, self.plan().tokens);
+        if needed > capacity {
+            return Err(Error::Capacity { what: "context tokens", needed, capacity });
+        }
+        Ok(())
+    }
+
+    /// Begins a step of `slot` that admits `new` tokens; `prompt` where they come from a prompt, see
+    /// [`Span::admit`](thinkey_core::Span::admit).
+    ///
+    /// # Errors
+    /// As [`check`](Self::check); nothing is changed then.
+    fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error>;
+
+    /// Ends the step of `slot`: the tokens are in every layer.
+    fn commit(&mut self, slot: usize);
+
+    /// Forgets the sequence of `slot`, a step under way included.
+    fn clear(&mut self, slot: usize);
+}
+
+/// The operations. `out` is memory for the result, whose contents are old; it has the result's shape.
+///
+/// # Panics
+/// Every operation panics where shapes do not fit each other: models check theirs when they are loaded.
+pub trait ThinOps {
+    /// The backend whose tensors the activations are.
+    type Backend: Backend;
+    /// One or more weight matrices of as many columns, stacked along their rows.
+    type Linear;
+    /// The thin cache.
+    type Cache: Cache + Sync;
+
+    /// A linear layer of `parts` stacked in their order, with a bias of as many values as they have rows together.
+    ///
+    /// # Errors
+    /// [`LinearError`] where the parts do not fit together, the bias does not fit them, or there is nothing.
+    fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Self::Linear, LinearError>;
+
+    /// A vector of weights.
+    fn vector(&self, values: Vec<f32>) -> Vector<Self>;
+
+    /// Memory for `rows` rows of activations of `width`.
+    fn rows(&self, rows: usize, width: usize) -> Rows<Self>;
+
+    /// An empty cache of `plan` where head h of layer l keeps `kept(l, h)` channels. The newest `window` queries of a
+    /// prompt score its channels.
+    ///
+    /// # Errors
+    /// [`CacheError`] where the plan cannot be or the memory cannot be had.
+    fn cache(
+        &self,
+        plan: CachePlan,
+        window: usize,
+        kept: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Self::Cache, CacheError>;
+
+    /// Row `tokens[r]` of `table`, without its bias, as row r.
+    fn embed(&mut self, table: &Self::Linear, tokens: &[u32], out: Rows<Self>) -> Rows<Self>;
+
+    /// norm(x)·Wᵀ + bias for the rows `rows` of x.
+    fn norm_linear(
+        &mut self,
+        x: &Rows<Self>,
+        rows: Range<usize>,
+        norm: &Norm<Self::Backend>,
+        linear: &Self::Linear,
+        out: Rows<Self>,
+    ) -> Rows<Self>;
+
+    /// Normalises (where the model does) and rotates query and key heads of the fused rows; row r is at `position(r)`.
+    fn rotate(
+        &mut self,
+        fused: Rows<Self>,
+        heads: Heads,
+        rotation: Rotation<'_, Self::Backend>,
+        position: &(dyn Fn(usize) -> usize + Sync),
+    ) -> Rows<Self>;
+
+    /// Admits the keys and values of the fused rows to a layer of the cache. A sequence's first tokens to be thinned
+    /// score its channels ([`thinkey_core::channel::score`]) and the best are chosen; then what leaves the recent ring is thinned,
+    /// and the rest stored whole.
+    ///
+    /// # Errors
+    /// Where a score is NaN; the sequences of the pass can only be cleared then.
+    fn admit(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        pass: Pass<'_>,
+        fused: &Rows<Self>,
+        heads: Heads,
+    ) -> Result<(), Error>;
+
+    /// The attention output of the fused rows, [rows, heads · D]: one softmax over everything that a row sees, scaled by
+    /// 1/√D. The rows of [`Pass::Prompt`] attend to the cache as it was before them and exactly to themselves: call it
+    /// before [`admit`](Self::admit). Those of [`Pass::Steps`] find themselves in the cache: call it after.
+    ///
+    /// # Errors
+    /// Where the cache is damaged.
+    fn attend(
+        &mut self,
+        cache: &Self::Cache,
+        layer: usize,
+        pass: Pass<'_>,
+        fused: &Rows<Self>,
+        heads: Heads,
+        out: Rows<Self>,
+    ) -> Result<Rows<Self>, Error>;
+
+    /// x + input·Wᵀ + bias.
+    fn add_linear(&mut self, input: &Rows<Self>, linear: &Self::Linear, x: Rows<Self>) -> Rows<Self>;
+
+    /// x + (silu(g) · u)·Wᵀ where [g, u] = norm(x)·W′ᵀ: `gate_up` is W′, gate stacked on up, and `down` is W.
+    fn feed_forward(
+        &mut self,
+        x: Rows<Self>,
+        norm: &Norm<Self::Backend>,
+        gate_up: &Self::Linear,
+        down: &Self::Linear,
+    ) -> Rows<Self>;
+
+    /// Copies a tensor to the host, row after row.
+    fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>);
+}

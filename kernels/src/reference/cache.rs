@@ -1,0 +1,239 @@
+//! A thin cache of plain tensors.
+
+use crate::ops::{Cache, Heads};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
+use half::f16;
+use thinkey_core::{Admission, CacheBytes, CachePlan, Error, Span, StorageKind};
+
+/// Keys and values of consecutive tokens of one head, stored as the plan says.
+#[derive(Clone, Debug)]
+pub(super) struct Tokens<B: Backend> {
+    keys: Tensor<B, 2>,
+    values: Tensor<B, 2>,
+}
+
+impl<B: Backend> Tokens<B> {
+    /// [tokens, channels], in `f32`.
+    pub(super) fn keys(&self) -> Tensor<B, 2> {
+        self.keys.clone().cast(FloatDType::F32)
+    }
+
+    /// [tokens, D], in `f32`.
+    pub(super) fn values(&self) -> Tensor<B, 2> {
+        self.values.clone().cast(FloatDType::F32)
+    }
+
+    fn join(before: Option<Self>, new: Self) -> Self {
+        match before {
+            Some(before) => Self {
+                keys: Tensor::cat(vec![before.keys, new.keys], 0),
+                values: Tensor::cat(vec![before.values, new.values], 0),
+            },
+            None => new,
+        }
+    }
+
+    /// The `count` tokens from `first` on; `None` where they are none.
+    fn part(&self, first: usize, count: usize) -> Option<Self> {
+        let part = |rows: &Tensor<B, 2>| rows.clone().narrow(0, first, count);
+        (count > 0).then(|| Self { keys: part(&self.keys), values: part(&self.values) })
+    }
+
+    fn bytes(&self) -> usize {
+        let bytes = |rows: &Tensor<B, 2>| rows.shape().num_elements() * rows.dtype().size();
+        bytes(&self.keys) + bytes(&self.values)
+    }
+}
+
+/// What one head holds of one sequence.
+#[derive(Clone, Debug)]
+pub(super) struct Head<B: Backend> {
+    /// Thin tokens.
+    pub(super) prefix: Option<Tokens<B>>,
+    /// Whole tokens.
+    pub(super) recent: Option<Tokens<B>>,
+    /// Channels kept, ascending.
+    pub(super) mask: Option<Tensor<B, 1, Int>>,
+    /// Sum of the squares of the queries so far, [D].
+    energy: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Default for Head<B> {
+    fn default() -> Self {
+        Self { prefix: None, recent: None, mask: None, energy: None }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    span: Span,
+    step: Option<Admission>,
+    /// Query rows of each query head in the energies.
+    scored: usize,
+    position: usize,
+}
+
+/// A thin cache of plain tensors; it grows with the sequences.
+#[derive(Clone, Debug)]
+pub struct ReferenceCache<B: Backend> {
+    device: B::Device,
+    plan: CachePlan,
+    planned: CacheBytes,
+    window: usize,
+    /// Channels kept, one a layer and head.
+    kept: Vec<usize>,
+    slots: Vec<Slot>,
+    /// One a slot, layer and head.
+    heads: Vec<Head<B>>,
+}
+
+impl<B: Backend> ReferenceCache<B> {
+    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache).
+    pub(super) fn new(
+        device: &B::Device,
+        plan: CachePlan,
+        window: usize,
+        kept: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Self, Error> {
+        let heads = plan.layers * plan.kv_heads;
+        Ok(Self {
+            device: device.clone(),
+            plan,
+            planned: plan.bytes(kept)?,
+            window,
+            kept: (0..heads).map(|head| kept(head / plan.kv_heads, head % plan.kv_heads)).collect(),
+            slots: vec![Slot::default(); plan.slots],
+            heads: vec![Head::default(); heads * plan.slots],
+        })
+    }
+
+    fn index(&self, layer: usize, head: usize, slot: usize) -> usize {
+        slot * self.kept.len() + layer * self.plan.kv_heads + head
+    }
+
+    /// What a head holds of a sequence.
+    pub(super) fn head(&self, layer: usize, head: usize, slot: usize) -> &Head<B> {
+        &self.heads[self.index(layer, head, slot)]
+    }
+
+    /// `rows` as the plan stores them. Where the backend has no half precision, they are rounded to it and kept in
+    /// `f32`.
+    fn stored(&self, rows: Tensor<B, 2>, kind: StorageKind) -> Tensor<B, 2> {
+        if kind == StorageKind::F32 {
+            return rows;
+        }
+        if B::supports_dtype(&self.device, DType::F16) {
+            return rows.cast(FloatDType::F16);
+        }
+        let shape = rows.dims();
+        let rounded: Vec<f32> = rows.into_data().iter::<f32>().map(|x| f16::from_f32(x).to_f32()).collect();
+        Tensor::from_data(TensorData::new(rounded, shape), &self.device)
+    }
+
+    /// Admits the fused rows of new tokens of `slot` to a layer.
+    pub(super) fn admit(&mut self, layer: usize, slot: usize, fused: Tensor<B, 2>, heads: Heads) -> Result<(), Error> {
+        let step = self.slots[slot].step.expect("a step is under way");
+        let (rows, dim) = (fused.dims()[0], heads.head_dim);
+        let scoring = rows.min(self.window);
+        for kv_head in 0..heads.kv_heads {
+            let column = |at: usize, width: usize| fused.clone().narrow(1, at, width);
+            let keys = column(heads.keys() + kv_head * dim, dim);
+            let values = column(heads.values() + kv_head * dim, dim);
+            let index = self.index(layer, kv_head, slot);
+            let mut head = std::mem::take(&mut self.heads[index]);
+            if head.mask.is_none() {
+                let width = heads.group() * dim;
+                let queries = column(kv_head * width, width).narrow(0, rows - scoring, scoring);
+                let energy = squares(queries.reshape([scoring * heads.group(), dim]));
+                let energy = match head.energy.take() {
+                    Some(before) => before + energy,
+                    None => energy,
+                };
+                if step.new_blocks().is_empty() {
+                    head.energy = Some(energy);
+                } else {
+                    let queries = (self.slots[slot].scored + scoring) * heads.group();
+                    let all = match &head.recent {
+                        Some(recent) => Tensor::cat(vec![recent.keys(), keys.clone()], 0),
+                        None => keys.clone(),
+                    };
+                    let tokens = all.dims()[0];
+                    let score = energy / queries as f32 * squares(all) / tokens as f32;
+                    head.mask = Some(self.best(score, self.kept[index % self.kept.len()])?);
+                }
+            }
+            let new = Tokens { keys: self.stored(keys, self.plan.keys), values: self.stored(values, self.plan.values) };
+            let whole = Tokens::join(head.recent.take(), new);
+            if let (Some(mask), Some(thinned)) = (&head.mask, whole.part(0, step.thinned)) {
+                let thinned = Tokens { keys: thinned.keys.select(1, mask.clone()), values: thinned.values };
+                let prefix = Tokens::join(head.prefix.take(), thinned);
+                head.prefix = Some(prefix);
+            }
+            // What a sliding window has left behind goes.
+            let seen = step.after.prefix();
+            head.prefix = head.prefix.and_then(|prefix| prefix.part(prefix.keys.dims()[0] - seen, seen));
+            head.recent = whole.part(step.thinned, step.after.recent as usize);
+            self.heads[index] = head;
+        }
+        Ok(())
+    }
+
+    /// The `count` channels of the highest score, ascending; of equal scores the lower channel.
+    fn best(&self, score: Tensor<B, 1>, count: usize) -> Result<Tensor<B, 1, Int>, Error> {
+        let score: Vec<f32> = score.into_data().iter::<f32>().collect();
+        if let Some(channel) = score.iter().position(|score| score.is_nan()) {
+            return Err(Error::NotANumber { channel });
+        }
+        let mut channels: Vec<i64> = (0..score.len() as i64).collect();
+        channels.sort_by(|&a, &b| score[b as usize].total_cmp(&score[a as usize]));
+        channels.truncate(count);
+        channels.sort_unstable();
+        Ok(Tensor::from_data(TensorData::new(channels, [count]), &self.device))
+    }
+}
+
+/// Sum of the squares of each column.
+fn squares<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 1> {
+    let width = rows.dims()[1];
+    rows.powf_scalar(2.0).sum_dim(0).reshape([width])
+}
+
+impl<B: Backend> Cache for ReferenceCache<B> {
+    fn plan(&self) -> &CachePlan {
+        &self.plan
+    }
+
+    fn planned(&self) -> CacheBytes {
+        self.planned
+    }
+
+    fn allocated(&self) -> usize {
+        self.heads.iter().flat_map(|head| [&head.prefix, &head.recent]).flatten().map(Tokens::bytes).sum()
+    }
+
+    fn position(&self, slot: usize) -> usize {
+        self.slots[slot].position
+    }
+
+    fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
+        self.check(slot, new)?;
+        let state = &mut self.slots[slot];
+        state.step = Some(state.span.admit(new, self.plan.recent, self.plan.window, prompt));
+        Ok(())
+    }
+
+    fn commit(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        if let Some(step) = state.step.take() {
+            state.span = step.after;
+            state.position += step.new;
+            state.scored += step.new.min(self.window);
+        }
+    }
+
+    fn clear(&mut self, slot: usize) {
+        let heads = self.kept.len();
+        self.heads[slot * heads..(slot + 1) * heads].fill(Head::default());
+        self.slots[slot] = Slot::default();
+    }
+}

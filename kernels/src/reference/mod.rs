@@ -1,0 +1,217 @@
+//! The operations by plain tensor operations: short enough to be checked by eye, on any backend of burn.
+//!
+//! Weights are dequantised when they are loaded, attention materialises its scores, and caches grow by concatenation.
+//! The fast implementations are tested against it, and it serves backends that have no kernels of their own yet.
+
+mod attention;
+mod cache;
+
+pub use cache::ReferenceCache;
+
+use crate::{
+    cpu::{
+        cache::CacheError,
+        linear::{Linear, LinearError},
+        rows::Pairs,
+    },
+    format::Matrix,
+    ops::{Heads, Norm, Pass, Rotation, Rows, ThinOps, Vector},
+};
+use burn::tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend};
+use std::ops::Range;
+use thinkey_core::{CachePlan, Error};
+
+/// [`ThinOps`] for any backend.
+#[derive(Clone, Debug, Default)]
+pub struct Reference<B: Backend> {
+    device: B::Device,
+}
+
+/// A dequantised linear layer.
+#[derive(Clone, Debug)]
+pub struct ReferenceLinear<B: Backend> {
+    /// [rows, cols].
+    weight: Tensor<B, 2>,
+    /// [1, rows].
+    bias: Option<Tensor<B, 2>>,
+}
+
+impl<B: Backend> ReferenceLinear<B> {
+    fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let out = x.matmul(self.weight.clone().transpose());
+        match &self.bias {
+            Some(bias) => out + bias.clone(),
+            None => out,
+        }
+    }
+}
+
+impl<B: Backend> Norm<B> {
+    /// The rows of `x`, [rows, width], normalised.
+    fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let mean = x.clone().powf_scalar(2.0).mean_dim(1);
+        x / (mean + self.eps).sqrt() * self.weight.clone().unsqueeze()
+    }
+}
+
+impl<B: Backend> Reference<B> {
+    /// The operations on `device`.
+    #[must_use]
+    pub fn new(device: B::Device) -> Self {
+        Self { device }
+    }
+
+    fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Tensor<B, 2> {
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
+    }
+}
+
+impl<B: Backend> ThinOps for Reference<B> {
+    type Backend = B;
+    type Linear = ReferenceLinear<B>;
+    type Cache = ReferenceCache<B>;
+
+    fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Self::Linear, LinearError> {
+        let layer = Linear::new(parts, bias)?;
+        let (rows, cols) = (layer.rows(), layer.cols());
+        let mut weight = vec![0.0; rows * cols];
+        weight.chunks_exact_mut(cols).enumerate().for_each(|(row, out)| layer.row(row, out));
+        let bias = layer.bias().map(|bias| self.matrix(bias.to_vec(), [1, rows]));
+        Ok(ReferenceLinear { weight: self.matrix(weight, [rows, cols]), bias })
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Vector<Self> {
+        let len = values.len();
+        Tensor::from_data(TensorData::new(values, [len]), &self.device)
+    }
+
+    fn rows(&self, rows: usize, width: usize) -> Rows<Self> {
+        Tensor::empty([rows, width], &self.device)
+    }
+
+    fn cache(
+        &self,
+        plan: CachePlan,
+        window: usize,
+        kept: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Self::Cache, CacheError> {
+        Ok(ReferenceCache::new(&self.device, plan, window, kept)?)
+    }
+
+    fn embed(&mut self, table: &Self::Linear, tokens: &[u32], _: Rows<Self>) -> Rows<Self> {
+        let tokens: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+        let count = tokens.len();
+        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(tokens, [count]), &self.device);
+        table.weight.clone().select(0, rows)
+    }
+
+    fn norm_linear(
+        &mut self,
+        x: &Rows<Self>,
+        rows: Range<usize>,
+        norm: &Norm<B>,
+        linear: &Self::Linear,
+        _: Rows<Self>,
+    ) -> Rows<Self> {
+        linear.apply(norm.apply(x.clone().slice([rows])))
+    }
+
+    fn rotate(
+        &mut self,
+        fused: Rows<Self>,
+        heads: Heads,
+        rotation: Rotation<'_, B>,
+        position: &(dyn Fn(usize) -> usize + Sync),
+    ) -> Rows<Self> {
+        let (count, dim, half) = (fused.dims()[0], heads.head_dim, heads.head_dim / 2);
+        let angles: Vec<f32> = (0..count)
+            .flat_map(|row| rotation.frequencies.iter().map(move |frequency| position(row) as f32 * frequency))
+            .collect();
+        let angles = self.matrix(angles, [count, half]).reshape([count, 1, half]);
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let turn = |part: Tensor<B, 2>, heads: usize, norm: Option<&Norm<B>>| {
+            let part = part.reshape([count * heads, dim]);
+            let part = norm.map_or(part.clone(), |norm| norm.apply(part));
+            // The partner of a channel is in the other place of axis `pair`.
+            let (shape, pair) = match rotation.pairs {
+                Pairs::Adjacent => ([count, heads, half, 2], 3),
+                Pairs::Halves => ([count, heads, 2, half], 2),
+            };
+            let part = part.reshape(shape);
+            let side = |index| part.clone().narrow(pair, index, 1).reshape([count, heads, half]);
+            let (a, b) = (side(0), side(1));
+            let turned = [a.clone() * cos.clone() - b.clone() * sin.clone(), a * sin.clone() + b * cos.clone()];
+            Tensor::stack::<4>(turned.to_vec(), pair).reshape([count, heads * dim])
+        };
+        let (keys, values, width) = (heads.keys(), heads.values(), heads.width());
+        let (query, key) = rotation.norms.map_or((None, None), |(query, key)| (Some(query), Some(key)));
+        let column = |range: Range<usize>| fused.clone().slice([0..count, range]);
+        Tensor::cat(
+            vec![
+                turn(column(0..keys), heads.heads, query),
+                turn(column(keys..values), heads.kv_heads, key),
+                column(values..width),
+            ],
+            1,
+        )
+    }
+
+    fn admit(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        pass: Pass<'_>,
+        fused: &Rows<Self>,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        match pass {
+            Pass::Prompt(slot) => cache.admit(layer, slot, fused.clone(), heads),
+            Pass::Steps(slots) => slots
+                .iter()
+                .enumerate()
+                .try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().slice([row..row + 1]), heads)),
+        }
+    }
+
+    fn attend(
+        &mut self,
+        cache: &Self::Cache,
+        layer: usize,
+        pass: Pass<'_>,
+        fused: &Rows<Self>,
+        heads: Heads,
+        _: Rows<Self>,
+    ) -> Result<Rows<Self>, Error> {
+        Ok(match pass {
+            Pass::Prompt(slot) => attention::attend(cache, layer, slot, fused.clone(), heads, true),
+            Pass::Steps(slots) => {
+                let row = |(row, &slot): (usize, &usize)| {
+                    attention::attend(cache, layer, slot, fused.clone().slice([row..row + 1]), heads, false)
+                };
+                Tensor::cat(slots.iter().enumerate().map(row).collect(), 0)
+            }
+        })
+    }
+
+    fn add_linear(&mut self, input: &Rows<Self>, linear: &Self::Linear, x: Rows<Self>) -> Rows<Self> {
+        x + linear.apply(input.clone())
+    }
+
+    fn feed_forward(
+        &mut self,
+        x: Rows<Self>,
+        norm: &Norm<B>,
+        gate_up: &Self::Linear,
+        down: &Self::Linear,
+    ) -> Rows<Self> {
+        let wide = gate_up.apply(norm.apply(x.clone()));
+        let [_, both] = wide.dims();
+        let (gate, up) = (wide.clone().narrow(1, 0, both / 2), wide.narrow(1, both / 2, both / 2));
+        x + down.apply(silu(gate) * up)
+    }
+
+    fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {
+        out.clear();
+        out.extend(rows.to_data().iter::<f32>());
+    }
+}

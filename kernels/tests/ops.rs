@@ -1,0 +1,261 @@
+//! Every operation of the processor against its plain tensor reference: quantised weights, vectors and threads on one
+//! side, burn's tensor operations on the other.
+
+use burn::tensor::{Tensor, TensorData};
+use burn_ndarray::{NdArray, NdArrayDevice};
+use bytes::Bytes;
+use half::f16;
+use proptest::prelude::*;
+use std::ops::Range;
+use thinkey_core::{CachePlan, StorageKind};
+use thinkey_kernels::{
+    cpu::{Cpu, rows::Pairs, simd::Level},
+    format::{Matrix, WeightFormat},
+    ops::{Cache, Heads, Norm, Pass, Rotation, ThinOps},
+    reference::Reference,
+};
+
+type Backend = NdArray<f32>;
+type Rows = Tensor<Backend, 2>;
+
+/// A deterministic stream of numbers in -1..1.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn take(&mut self, len: usize) -> Vec<f32> {
+        std::iter::repeat_with(|| self.next()).take(len).collect()
+    }
+
+    fn rows(&mut self, rows: usize, width: usize) -> Rows {
+        Tensor::from_data(TensorData::new(self.take(rows * width), [rows, width]), &NdArrayDevice::Cpu)
+    }
+
+    fn norm(&mut self, width: usize) -> Norm<Backend> {
+        Norm { weight: Tensor::from_data(TensorData::new(self.take(width), [width]), &NdArrayDevice::Cpu), eps: 1e-5 }
+    }
+
+    /// A matrix of `f32`, or of random 4-bit blocks.
+    fn matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        let bytes: Vec<u8> = match format {
+            WeightFormat::F32 => self.take(rows * cols).into_iter().flat_map(f32::to_le_bytes).collect(),
+            _ => (0..rows * cols / 32)
+                .flat_map(|_| {
+                    let scale = f16::from_f32(0.1 * self.next()).to_le_bytes();
+                    let codes = [(); 16].map(|()| (self.next() * 128.0) as i8 as u8);
+                    scale.into_iter().chain(codes).collect::<Vec<_>>()
+                })
+                .collect(),
+        };
+        Matrix::new(format, rows, cols, Bytes::from(bytes)).unwrap()
+    }
+}
+
+fn close(ours: &Rows, theirs: &Rows, what: &str) -> Result<(), TestCaseError> {
+    prop_assert_eq!(ours.dims(), theirs.dims(), "{}", what);
+    for (at, (a, b)) in ours.to_data().iter::<f32>().zip(theirs.to_data().iter::<f32>()).enumerate() {
+        prop_assert!((a - b).abs() <= 5e-4 * b.abs().max(1.0), "{what}: {a} instead of {b} at {at}");
+    }
+    Ok(())
+}
+
+fn machines() -> impl Iterator<Item = Cpu> {
+    Level::available()
+        .into_iter()
+        .zip([2, 1, 3].into_iter().cycle())
+        .map(|(level, threads)| Cpu::new(threads, level).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn dense_operations(rows in 1usize..40, blocks in 1usize..4, features in 1usize..70, seed in any::<u64>()) {
+        let mut numbers = Numbers(seed);
+        let (width, inner) = (32 * blocks, 32 * (features % 3 + 1));
+        let x = numbers.rows(rows, width);
+        let norm = numbers.norm(width);
+        let layers = Layers {
+            fused: vec![
+                numbers.matrix(WeightFormat::Q4_0, features, width),
+                numbers.matrix(WeightFormat::F32, 3, width),
+            ],
+            bias: numbers.take(features + 3),
+            square: numbers.matrix(WeightFormat::Q4_0, width, width),
+            gate_up: [(); 2].map(|()| numbers.matrix(WeightFormat::Q4_0, inner, width)),
+            down: numbers.matrix(WeightFormat::Q4_0, width, inner),
+        };
+        let tokens: Vec<u32> = (0..rows).map(|row| (row * 31 % features) as u32).collect();
+        let part = rows / 3..rows;
+        let theirs = dense(&mut Reference::<Backend>::default(), &layers, &x, &norm, &tokens, part.clone());
+        for mut cpu in machines() {
+            let ours = dense(&mut cpu, &layers, &x, &norm, &tokens, part.clone());
+            for ((what, ours), (_, theirs)) in ours.iter().zip(&theirs) {
+                close(ours, theirs, what)?;
+            }
+            let mut host = Vec::new();
+            cpu.read(&x, &mut host);
+            prop_assert_eq!(host, x.to_data().to_vec::<f32>().unwrap());
+        }
+    }
+
+    #[test]
+    fn rotation(rows in 1usize..9, half in 1usize..20, first in 0usize..3000, seed in any::<u64>()) {
+        let mut numbers = Numbers(seed);
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 2 * half };
+        let frequencies: Vec<f32> = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
+        let norms = (numbers.norm(2 * half), numbers.norm(2 * half));
+        let fused = numbers.rows(rows, heads.width());
+        for pairs in [Pairs::Adjacent, Pairs::Halves] {
+            for norms in [None, Some(&norms)] {
+                let rotation = Rotation { frequencies: &frequencies, pairs, norms };
+                let theirs = Reference::<Backend>::default().rotate(fused.clone(), heads, rotation, &|row| first + row);
+                for mut cpu in machines() {
+                    let ours = cpu.rotate(fused.clone(), heads, rotation, &|row| first + row);
+                    close(&ours, &theirs, "rotate")?;
+                }
+            }
+        }
+    }
+
+    /// Prompts, further turns and steps of two sequences in one cache: each pass of each layer attends alike, so the
+    /// masks, the thinned keys and the recent tokens are alike.
+    #[test]
+    fn admission_and_attention(
+        recent in 0usize..40,
+        window in prop::option::of(20usize..150),
+        half in any::<bool>(),
+        kept in [1usize..=16, 1usize..=16],
+        scoring in 1usize..40,
+        passes in prop::collection::vec((prop_oneof![2 => Just(0usize), 1 => 1usize..120], 0usize..2), 1..12),
+        seed in any::<u64>(),
+    ) {
+        let mut numbers = Numbers(seed);
+        let heads = Heads { heads: 6, kv_heads: 2, head_dim: 16 };
+        let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
+        let tokens = passes.iter().map(|pass| pass.0.max(1)).sum();
+        let plan = CachePlan {
+            layers: 2, kv_heads: 2, head_dim: 16, recent, slots: 2, tokens, window, keys: kind, values: kind,
+        };
+        let channels = |layer: usize, head: usize| if layer == 0 { kept[head] } else { 16 };
+        let mut plain = Reference::<Backend>::default();
+        let mut machines: Vec<_> = machines().map(|cpu| (cpu.cache(plan, scoring, &channels).unwrap(), cpu)).collect();
+        let mut theirs = plain.cache(plan, scoring, &channels).unwrap();
+        for &(prompt, slot) in &passes {
+            // Nothing of a prompt: one step of both sequences.
+            let slots = [slot, 1 - slot];
+            let pass = if prompt > 0 { Pass::Prompt(slot) } else { Pass::Steps(&slots) };
+            let (rows, slots) = if prompt > 0 { (prompt, &slots[..1]) } else { (2, &slots[..]) };
+            let new = if prompt > 0 { prompt } else { 1 };
+            if slots.iter().any(|&slot| theirs.check(slot, new).is_err()) {
+                continue;
+            }
+            slots.iter().for_each(|&slot| theirs.begin(slot, new, prompt > 0).unwrap());
+            for (cache, _) in &mut machines {
+                slots.iter().for_each(|&slot| cache.begin(slot, new, prompt > 0).unwrap());
+            }
+            for layer in 0..2 {
+                let fused = numbers.rows(rows, heads.width());
+                let expected = turn(&mut plain, &mut theirs, layer, pass, &fused, heads);
+                for (cache, cpu) in &mut machines {
+                    let ours = turn(cpu, cache, layer, pass, &fused, heads);
+                    close(&ours, &expected, "attend")?;
+                }
+            }
+            slots.iter().for_each(|&slot| theirs.commit(slot));
+            for (cache, _) in &mut machines {
+                slots.iter().for_each(|&slot| cache.commit(slot));
+                slots.iter().for_each(|&slot| assert_eq!(cache.position(slot), theirs.position(slot)));
+            }
+        }
+        // What is forgotten leaves no trace.
+        theirs.clear(0);
+        prop_assert_eq!(theirs.position(0), 0);
+        theirs.clear(1);
+        prop_assert_eq!(theirs.allocated(), 0);
+    }
+}
+
+/// Weights of the dense operations.
+struct Layers {
+    fused: Vec<Matrix>,
+    bias: Vec<f32>,
+    square: Matrix,
+    gate_up: [Matrix; 2],
+    down: Matrix,
+}
+
+/// What the dense operations make of `x`.
+fn dense<O: ThinOps<Backend = Backend>>(
+    ops: &mut O,
+    layers: &Layers,
+    x: &Rows,
+    norm: &Norm<Backend>,
+    tokens: &[u32],
+    part: Range<usize>,
+) -> [(&'static str, Rows); 4] {
+    let fused = ops.linear(layers.fused.clone(), Some(layers.bias.clone())).unwrap();
+    let square = ops.linear(vec![layers.square.clone()], None).unwrap();
+    let gate_up = ops.linear(layers.gate_up.to_vec(), None).unwrap();
+    let down = ops.linear(vec![layers.down.clone()], None).unwrap();
+    let embedded = ops.rows(tokens.len(), x.dims()[1]);
+    let projected = ops.rows(part.len(), layers.bias.len());
+    [
+        ("embed", ops.embed(&fused, tokens, embedded)),
+        ("norm_linear", ops.norm_linear(x, part, norm, &fused, projected)),
+        ("add_linear", ops.add_linear(x, &square, x.clone())),
+        ("feed_forward", ops.feed_forward(x.clone(), norm, &gate_up, &down)),
+    ]
+}
+
+/// One layer's attention and admission, in the order of the pass.
+fn turn<O: ThinOps<Backend = Backend>>(
+    ops: &mut O,
+    cache: &mut O::Cache,
+    layer: usize,
+    pass: Pass<'_>,
+    fused: &Rows,
+    heads: Heads,
+) -> Rows {
+    let out = ops.rows(fused.dims()[0], heads.keys());
+    if let Pass::Prompt(_) = pass {
+        let out = ops.attend(cache, layer, pass, fused, heads, out).unwrap();
+        ops.admit(cache, layer, pass, fused, heads).unwrap();
+        return out;
+    }
+    ops.admit(cache, layer, pass, fused, heads).unwrap();
+    ops.attend(cache, layer, pass, fused, heads, out).unwrap()
+}
+
+#[test]
+fn a_score_that_is_no_number_is_an_error() {
+    let heads = Heads { heads: 1, kv_heads: 1, head_dim: 16 };
+    let kind = StorageKind::F32;
+    let plan = CachePlan {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 16,
+        recent: 0,
+        slots: 1,
+        tokens: 64,
+        window: None,
+        keys: kind,
+        values: kind,
+    };
+    fn refuses<O: ThinOps<Backend = Backend>>(mut ops: O, plan: CachePlan, heads: Heads) {
+        let mut cache = ops.cache(plan, 32, &|_, _| 8).unwrap();
+        let rows = TensorData::new(vec![f32::NAN; 64 * 48], [64, 48]);
+        let rows = Tensor::from_data(rows, &NdArrayDevice::Cpu);
+        cache.begin(0, 64, true).unwrap();
+        let error = ops.admit(&mut cache, 0, Pass::Prompt(0), &rows, heads).unwrap_err();
+        assert!(error.to_string().starts_with("the score of channel 0 is not a number"), "{error}");
+        cache.clear(0);
+        assert_eq!(cache.position(0), 0);
+    }
+    refuses(Cpu::new(1, Level::best()).unwrap(), plan, heads);
+    refuses(Reference::<Backend>::default(), plan, heads);
+}
