@@ -37,11 +37,18 @@ impl Recording {
         let named = std::env::var_os("THINKEY_FIXTURES").unwrap_or_default();
         std::iter::once(own)
             .chain(std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()))
-            .map(|path| {
-                let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-                Self { path, bytes }
-            })
+            .map(|path| Self::open(&path))
             .collect()
+    }
+
+    /// The recording in a file.
+    ///
+    /// # Panics
+    /// Where it cannot be read.
+    #[must_use]
+    pub fn open(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { path: path.to_owned(), bytes }
     }
 
     fn file(&self) -> SafeTensors<'_> {
