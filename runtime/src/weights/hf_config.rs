@@ -3,7 +3,7 @@
 use super::safetensors::SafetensorsError;
 use crate::model::config::{Architecture, ConfigError, ModelConfig, Pairing, Rope, RopeScaling, implied_head_dim};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What decides whether the rest can be understood.
 #[derive(Deserialize)]
@@ -32,15 +32,23 @@ struct Fields {
     tie_word_embeddings: Option<bool>,
     rope_theta: Option<f32>,
     /// Up to transformers 4.
-    rope_scaling: Option<Scaling>,
+    rope_scaling: Option<Map<String, Value>>,
     /// From transformers 5 on, with theta inside.
-    rope_parameters: Option<Scaling>,
+    rope_parameters: Option<Map<String, Value>>,
+    original_max_position_embeddings: Option<f32>,
     partial_rotary_factor: Option<f32>,
+    /// Not said is not the same as null.
+    #[serde(default = "class_window")]
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     quantization_config: Option<Value>,
+}
+
+/// The window of the classes that have one.
+const fn class_window() -> Option<usize> {
+    Some(4096)
 }
 
 #[derive(Deserialize)]
@@ -108,12 +116,18 @@ pub(super) fn parse(json: &[u8], has_output: bool) -> Result<ModelConfig, Safete
 }
 
 fn rope(fields: &Fields, head_dim: usize) -> Result<Rope, SafetensorsError> {
-    let scaling = fields.rope_parameters.as_ref().or(fields.rope_scaling.as_ref());
-    let partial = fields.partial_rotary_factor.or(scaling.and_then(|scaling| scaling.partial_rotary_factor));
+    // Where a file says it in both spellings, every version of transformers reads the older; an empty one says nothing.
+    let said = [&fields.rope_scaling, &fields.rope_parameters].into_iter().flatten().find(|map| !map.is_empty());
+    if said.is_some_and(|map| map.values().any(Value::is_object)) {
+        let feature = "a RoPE of its own for each kind of layer".to_owned();
+        return Err(ConfigError::Feature { feature }.into());
+    }
+    let scaling = said.map(|map| Scaling::deserialize(Value::Object(map.clone()))).transpose()?;
+    let partial = fields.partial_rotary_factor.or(scaling.as_ref().and_then(|scaling| scaling.partial_rotary_factor));
     if let Some(factor) = partial.filter(|&factor| factor != 1.0) {
         return Err(ConfigError::PartialRotary { found: format!("partial_rotary_factor {factor}"), head_dim }.into());
     }
-    let theta = scaling.and_then(|scaling| scaling.rope_theta).or(fields.rope_theta).unwrap_or(10_000.0);
+    let theta = scaling.as_ref().and_then(|scaling| scaling.rope_theta).or(fields.rope_theta).unwrap_or(10_000.0);
     let need = |value: Option<f32>, field| value.ok_or(SafetensorsError::NoField { field });
     let scaling = match scaling {
         None => RopeScaling::None,
@@ -124,12 +138,13 @@ fn rope(fields: &Fields, head_dim: usize) -> Result<Rope, SafetensorsError> {
                 factor: need(scaling.factor, "rope_scaling.factor")?,
                 low_freq_factor: need(scaling.low_freq_factor, "rope_scaling.low_freq_factor")?,
                 high_freq_factor: need(scaling.high_freq_factor, "rope_scaling.high_freq_factor")?,
-                original_context: need(
-                    scaling.original_max_position_embeddings,
-                    "rope_scaling.original_max_position_embeddings",
-                )?,
+                original_context: fields
+                    .original_max_position_embeddings
+                    .or(scaling.original_max_position_embeddings)
+                    .unwrap_or(fields.max_position_embeddings as f32),
             },
             Some(found) => return Err(ConfigError::Scaling { found: found.to_owned() }.into()),
+            None if scaling.factor.is_none() => RopeScaling::None,
             None => return Err(SafetensorsError::NoField { field: "rope_scaling.rope_type" }),
         },
     };
@@ -144,8 +159,8 @@ fn sliding_window(fields: &Fields, architecture: Architecture) -> Result<Option<
     let layers = fields.num_hidden_layers;
     // As in the classes' `layer_types`, where the file does not list them.
     let sliding = match (&fields.layer_types, architecture) {
+        (_, Architecture::Llama) => 0,
         (Some(types), _) => types.iter().filter(|&kind| kind == "sliding_attention").count(),
-        (None, Architecture::Llama) => 0,
         (None, Architecture::Mistral) => layers,
         (None, Architecture::Qwen2 | Architecture::Qwen3) if !fields.use_sliding_window.unwrap_or(false) => 0,
         (None, Architecture::Qwen2 | Architecture::Qwen3) => {
@@ -199,6 +214,31 @@ mod tests {
         assert!(error.to_string().starts_with("not as expected: missing field `hidden_size`"), "{error}");
     }
 
+    /// What files leave out, say twice or say in an old way: recorded from transformers by `make.py` beside the cases.
+    #[test]
+    fn files_mean_what_transformers_reads_in_them() {
+        #[derive(Deserialize)]
+        struct Case {
+            config: Value,
+            window: Option<usize>,
+            head_dim: usize,
+            inv_freq: Vec<f32>,
+        }
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../../tests/fixtures/architectures/configs.json")).unwrap();
+        assert!(cases.len() >= 20);
+        for case in cases {
+            let found =
+                parse(case.config.to_string().as_bytes(), true).unwrap_or_else(|e| panic!("{}: {e}", case.config));
+            assert_eq!((found.sliding_window, found.head_dim), (case.window, case.head_dim), "{}", case.config);
+            assert_eq!(found.rope.inv_freq.len(), case.inv_freq.len());
+            for (found, expected) in found.rope.inv_freq.iter().zip(&case.inv_freq) {
+                // Two units in the last place, for another library's power function.
+                assert!((found / expected - 1.0).abs() < 2.5e-7, "{}: {found} is not {expected}", case.config);
+            }
+        }
+    }
+
     #[test]
     fn rope_scaling_is_read_from_either_place() {
         let config = |changes: &[(&str, Value)]| parsed(Architecture::Llama, 2, changes);
@@ -227,9 +267,11 @@ mod tests {
             );
         }
         assert_eq!(error(&[("rope_scaling", json!({"type": "linear"}))]), "field \"rope_scaling.factor\" is missing");
-        // One set for each kind of layer, as newer families have it.
+        assert_eq!(error(&[("rope_scaling", json!({"factor": 2.0}))]), "field \"rope_scaling.rope_type\" is missing");
+        // As newer families have it.
         let per_layer = json!({"full_attention": {"rope_type": "default"}});
-        assert_eq!(error(&[("rope_parameters", per_layer)]), "field \"rope_scaling.rope_type\" is missing");
+        let refused = error(&[("rope_parameters", per_layer)]);
+        assert!(refused.starts_with("a RoPE of its own for each kind of layer is not supported"), "{refused}");
         assert_eq!(
             error(&[("partial_rotary_factor", json!(0.5))]),
             "partial rotary embedding (partial_rotary_factor 0.5) is not supported; all 16 channels of a head must be \
