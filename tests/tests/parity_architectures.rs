@@ -20,9 +20,8 @@ const WINDOW: usize = 32;
 /// How far logits may be off, relative to the largest one of the recording.
 ///
 /// Both sides compute in f32 and sum in different orders: `make.py` finds f32 and f64 up to 7e-7 apart, and these tests
-/// are up to 2e-6 off on AVX-512. What `make.py` takes
-/// away from a model to see whether the recording would notice changes the logits by 5e-4 at least (epsilon by a factor
-/// of 100), mostly by more than 0.1.
+/// were up to 2e-6 off on AVX-512. What `make.py` takes away from a model, to see whether the recording would notice,
+/// changes the logits by 5e-4 at least (an epsilon 100 times too large), mostly by more than 0.1.
 const TOLERANCE: f32 = 2e-5;
 
 /// The models, and whether there is a GGUF file of them beside the folder.
