@@ -4,6 +4,7 @@
 pub mod admit;
 pub mod aligned;
 pub mod attention;
+pub mod bandwidth;
 pub mod cache;
 pub mod gemm;
 pub mod linear;

@@ -73,10 +73,20 @@ pub struct Arguments {
     json: bool,
 }
 
+/// How keys and values are stored.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum KvType {
+pub enum KvType {
     F32,
     F16,
+}
+
+impl From<KvType> for StorageKind {
+    fn from(kind: KvType) -> Self {
+        match kind {
+            KvType::F32 => Self::F32,
+            KvType::F16 => Self::F16,
+        }
+    }
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {

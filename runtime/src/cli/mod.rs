@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod bench;
 mod generate;
 mod inspect;
 mod pull;
@@ -22,6 +23,8 @@ enum Command {
     Generate(generate::Arguments),
     /// Fetch a model into the store, or find it there.
     Pull(pull::Arguments),
+    /// Measure prefill and decode on this machine
+    Bench(bench::Arguments),
     /// Show what a model is, and the bytes of its cache, whole and thin.
     Inspect(inspect::Arguments),
 }
@@ -60,6 +63,16 @@ pub enum CliError {
         /// Tokens the model was trained for.
         context: usize,
     },
+    /// A benchmark goes deeper than the model can.
+    #[error(
+        "the benchmark needs {needed} tokens, more than the model's context of {context}; lower --prefill or --depth"
+    )]
+    Depth {
+        /// Tokens needed.
+        needed: usize,
+        /// Tokens the model was trained for.
+        context: usize,
+    },
     /// A prompt file.
     #[error("cannot read the prompt from {}: {cause}", path.display())]
     Prompt {
@@ -84,6 +97,7 @@ pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }
 }
