@@ -1,7 +1,11 @@
 //! Runs a small thin cache end to end with nothing but `thinkey-core` and the Linux system call that prints.
+//!
+//! With the feature `defmt` it logs what the core does, on file descriptor 2; `thinkey-firmware-host log` reads it.
 #![no_std]
 #![no_main]
 
+#[cfg(feature = "defmt")]
+mod log;
 mod memory;
 mod scenario;
 
@@ -18,8 +22,18 @@ fn system(number: usize, a: usize, b: usize, c: usize) -> isize {
     result
 }
 
+/// Writes all of `bytes` to a file descriptor, as far as the reader takes them.
+fn write(descriptor: usize, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match usize::try_from(system(1, descriptor, bytes.as_ptr() as usize, bytes.len())) {
+            Ok(written @ 1..) => bytes = &bytes[written..],
+            _ => return,
+        }
+    }
+}
+
 fn print(text: &[u8]) {
-    system(1, 1, text.as_ptr() as usize, text.len());
+    write(1, text);
 }
 
 fn exit(code: usize) -> ! {
@@ -30,8 +44,12 @@ fn exit(code: usize) -> ! {
 core::arch::global_asm!(".globl _start", "_start:", "and rsp, -16", "call {main}", main = sym main);
 
 extern "C" fn main() -> ! {
+    #[cfg(feature = "defmt")]
+    defmt::info!("{}", scenario::LAYOUT);
     match scenario::run() {
         Ok(sum) => {
+            #[cfg(feature = "defmt")]
+            defmt::info!("checksum {=u64:016x}", sum);
             let mut line = *b"checksum ................\n";
             for (index, digit) in line[9..25].iter_mut().enumerate() {
                 *digit = b"0123456789abcdef"[(sum >> (60 - 4 * index) & 15) as usize];
@@ -39,7 +57,9 @@ extern "C" fn main() -> ! {
             print(&line);
             exit(0)
         }
-        Err(_) => {
+        Err(_error) => {
+            #[cfg(feature = "defmt")]
+            defmt::error!("{}", _error);
             print(b"the scenario failed\n");
             exit(1)
         }

@@ -9,7 +9,8 @@ use thinkey_core::{
 
 const D: usize = 64;
 const GROUP: usize = 3;
-const LAYOUT: HeadLayout = HeadLayout::of::<Head<D, 500>>(32, 8, StorageKind::F16, StorageKind::F16);
+/// The head's shape.
+pub const LAYOUT: HeadLayout = HeadLayout::of::<Head<D, 500>>(32, 8, StorageKind::F16, StorageKind::F16);
 const PROMPT: usize = 120;
 const ANSWER: usize = 100;
 
