@@ -30,6 +30,20 @@ pub struct KeyLanes<'a> {
     pub stride: usize,
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for KeyLanes<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "KeyLanes {{ kind: {}, bytes: {=usize}, channels: {=usize}, stride: {=usize} }}",
+            self.kind,
+            self.bytes.len(),
+            self.channels,
+            self.stride
+        );
+    }
+}
+
 /// Values of up to 32 tokens: channel `c` of token `t` is element `t * head_dim + c`.
 #[derive(Clone, Copy, Debug)]
 pub struct ValueRows<'a> {
@@ -39,6 +53,19 @@ pub struct ValueRows<'a> {
     pub bytes: &'a [u8],
     /// Channels.
     pub head_dim: usize,
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for ValueRows<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "ValueRows {{ kind: {}, bytes: {=usize}, head_dim: {=usize} }}",
+            self.kind,
+            self.bytes.len(),
+            self.head_dim
+        );
+    }
 }
 
 /// The inner loops of attention. [`Plain`] is the contract; a backend brings faster ones that equal it within rounding.
@@ -79,6 +106,7 @@ pub trait Loops {
 
 /// The loops as plain Rust: what every other implementation is tested against.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Plain;
 
 impl Loops for Plain {
@@ -151,6 +179,18 @@ pub struct Partial<'a> {
     sum: &'a mut [f32],
     /// Σ e^(logit - max) · value, `[group][D]`.
     mixed: &'a mut [f32],
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Partial<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "Partial {{ group: {=usize}, head_dim: {=usize} }}",
+            self.max.len(),
+            self.mixed.len() / self.max.len()
+        );
+    }
 }
 
 impl<'a> Partial<'a> {
@@ -240,6 +280,19 @@ pub struct Queries<'a> {
     whole: &'a [f32],
     thin: &'a [f32],
     scores: &'a mut [f32],
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Queries<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "Queries {{ group: {=usize}, whole: {=usize}, thin: {=usize} }}",
+            self.group,
+            self.whole.len(),
+            self.thin.len()
+        );
+    }
 }
 
 impl<'a> Queries<'a> {

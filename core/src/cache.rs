@@ -20,6 +20,19 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for Rows<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "Rows {{ keys: {=usize}, values: {=usize}, stride: {=usize} }}",
+            self.keys.len(),
+            self.values.len(),
+            self.stride
+        );
+    }
+}
+
 impl Rows<'_> {
     fn check(&self, tokens: usize, head_dim: usize) -> Result<(), Error> {
         let needed = if tokens == 0 { 0 } else { (tokens - 1) * self.stride + head_dim };
@@ -41,6 +54,20 @@ pub struct HeadRef<'a> {
     pages: &'a [u32],
     span: Span,
     mask: Option<&'a ChannelMask>,
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for HeadRef<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "HeadRef {{ layout: {}, slot: {=usize}, span: {}, mask: {} }}",
+            self.layout,
+            self.slot,
+            self.span,
+            self.mask
+        );
+    }
 }
 
 /// Checks that a head's parts fit each other, so that the accessors below cannot be out of range.
@@ -205,6 +232,13 @@ pub struct HeadMut<'a> {
     layout: HeadLayout,
     bytes: &'a mut [u8],
     slot: usize,
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for HeadMut<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "HeadMut {{ layout: {}, slot: {=usize} }}", self.layout, self.slot);
+    }
 }
 
 /// The parts of a head's bytes that one admission touches.

@@ -34,6 +34,13 @@ pub struct FixedHead<const BYTES: usize, const PAGES: usize> {
     mask: Option<ChannelMask>,
 }
 
+#[cfg(feature = "defmt")]
+impl<const BYTES: usize, const PAGES: usize> defmt::Format for FixedHead<BYTES, PAGES> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "FixedHead {{ layout: {}, span: {}, mask: {} }}", self.layout, self.span, self.mask);
+    }
+}
+
 impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
     /// An empty cache of shape `layout`.
     ///

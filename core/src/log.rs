@@ -1,13 +1,45 @@
 //! One logging macro that is defmt's on a device and nothing elsewhere.
 
-/// `defmt::debug!` where the feature `defmt` is on; otherwise the arguments are only type-checked.
+// defmt's own, not a macro around it: a record's source line is then the caller's.
+#[cfg(feature = "defmt")]
+pub(crate) use defmt::debug;
+
+/// Only type-checks its arguments; `defmt::debug!` where the feature `defmt` is on.
+#[cfg(not(feature = "defmt"))]
 macro_rules! debug {
     ($format:literal $(, $value:expr)* $(,)?) => {{
-        #[cfg(feature = "defmt")]
-        ::defmt::debug!($format $(, $value)*);
-        #[cfg(not(feature = "defmt"))]
         let _ = ($(&$value,)*);
     }};
 }
 
+#[cfg(not(feature = "defmt"))]
 pub(crate) use debug;
+
+/// Every public type can be logged: this list fails to build where one cannot. Types that hold values are derived; views
+/// say how large they are and not what they hold, which may be a whole cache.
+#[cfg(feature = "defmt")]
+const _: () = {
+    use crate::*;
+    const fn logged<T: defmt::Format>() {}
+    logged::<attend::KeyLanes<'_>>();
+    logged::<attend::Queries<'_>>();
+    logged::<attend::ValueRows<'_>>();
+    logged::<Admission>();
+    logged::<CacheBytes>();
+    logged::<CachePlan>();
+    logged::<ChannelMask>();
+    logged::<channel::select::TopT<8>>();
+    logged::<Error>();
+    logged::<fixed::FixedHead<64, 1>>();
+    logged::<Head<64, 500>>();
+    logged::<HeadLayout>();
+    logged::<HeadMut<'_>>();
+    logged::<HeadRef<'_>>();
+    logged::<Lambda>();
+    logged::<Partial<'_>>();
+    logged::<Plain>();
+    logged::<Rows<'_>>();
+    logged::<Span>();
+    logged::<StorageKind>();
+    logged::<wire::CacheHeader>();
+};

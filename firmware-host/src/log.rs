@@ -280,3 +280,43 @@ impl LogStream<'_> {
         self.pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A firmware of one statement, as the library would have read it.
+    fn firmware(tag: &str, statement: &str) -> LogDecoder {
+        let table = serde_json::json!({
+            "timestamp": null,
+            "entries": { "1": { "string": { "tag": tag, "string": statement }, "raw_symbol": "" } },
+            "bitflags": {},
+            "encoding": "Rzcobs",
+        });
+        LogDecoder { table: serde_json::from_value(table).unwrap(), locations: Locations::new() }
+    }
+
+    #[test]
+    fn values_that_the_library_panics_on_are_malformed() {
+        let firmware = firmware("Info", "{=u64:iso8601s}");
+        let mut stream = firmware.stream(Level::Info);
+        // Index 1, then seconds since 1970, little-endian; a byte after up to seven says where zeros were.
+        let soon = [1, 60, 0b111_1010, 0b111_1111, 0];
+        let beyond = [1, 255, 255, 255, 255, 255, 0b000_0010, 255, 255, 255, 0b111_1000, 0];
+        let message = "1970-01-01T00:01:00Z";
+        assert_eq!(stream.decode(&soon)[0].message, message);
+        assert!(stream.decode(&beyond).is_empty());
+        assert_eq!(stream.malformed(), 1);
+        assert_eq!(stream.decode(&soon)[0].to_string(), format!("INFO  {message}"));
+        assert_eq!(stream.malformed(), 1);
+    }
+
+    #[test]
+    fn records_without_a_level_pass_every_filter() {
+        let firmware = firmware("Println", "hello");
+        let records = firmware.stream(Level::Error).decode(&[1, 0b111_1110, 0]);
+        let expected = Record { timestamp: None, level: None, message: "hello".into(), location: None };
+        assert_eq!(records, [expected]);
+        assert_eq!(records[0].to_string(), "hello");
+    }
+}

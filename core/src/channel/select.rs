@@ -35,6 +35,13 @@ pub struct TopT<const N: usize> {
     kept: usize,
 }
 
+#[cfg(feature = "defmt")]
+impl<const N: usize> defmt::Format for TopT<N> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "TopT {{ kept: {=usize}, held: {=usize} }}", self.kept, self.heap.len());
+    }
+}
+
 impl<const N: usize> TopT<N> {
     /// Room for the `kept` best.
     ///
