@@ -16,7 +16,9 @@
 //! ```
 //!
 //! defmt frames have no checksum: damage within a frame may be noticed (the frame is counted and skipped) or may read
-//! as another record. Either way the frames after it are whole, because a zero byte ends each.
+//! as another record. Either way the frames after it are whole, because a zero byte ends each. What is not guarded
+//! against is a damaged length of a logged slice of formatted values: the library reserves memory for that many.
+//! `thinkey-core` logs no such slices.
 
 use defmt_decoder::{DecodeError, Frame, Locations, StreamDecoder, Table};
 use serde::Serialize;
@@ -101,7 +103,7 @@ impl fmt::Display for Level {
 /// Where a log statement stands in the firmware's source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Location {
-    /// Module path, as in `thinkey_core::cache`.
+    /// Path of the module and function, as in `thinkey_core::channel::select::select`.
     pub module: String,
     /// Source file, as the compiler was given it.
     pub file: PathBuf,
