@@ -1,11 +1,13 @@
 //! thinkey: an edge LLM runtime whose key cache is really thinner.
 //!
-//! [`weights`] reads them, [`model`] computes them over a thin cache behind one [`engine`], [`store`] finds and fetches them.
+//! [`store`] finds and fetches models, [`weights`] reads them, [`model`] computes them over a thin cache behind one
+//! [`engine`]; [`text`] turns text into tokens and back, and [`generate`] makes a reply of it all.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
 pub mod bench;
 pub mod engine;
+pub mod generate;
 pub mod model;
 pub mod sample;
 pub mod store;

@@ -6,11 +6,8 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("thinkey: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    cli::run().unwrap_or_else(|error| {
+        eprintln!("thinkey: {error}");
+        ExitCode::FAILURE
+    })
 }

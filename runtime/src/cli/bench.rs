@@ -1,7 +1,6 @@
 //! `thinkey bench`: how fast a model runs on this machine.
 
-use super::{CliError, generate::KvType, inspect::lambda, pull::pull};
-use indicatif::{ProgressBar, ProgressStyle};
+use super::{CliError, inspect::lambda, options::KvType, progress, pull::pull};
 use serde_json::json;
 use std::io::Write;
 use thinkey::{
@@ -83,8 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let mut session =
         engine.session(SessionOptions { plan, window: WINDOW }, |_, _| arguments.lambda.kept(head_dim))?;
 
-    let bar = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = progress::spinner();
     let mut tell = |step| {
         bar.tick();
         bar.set_message(match step {

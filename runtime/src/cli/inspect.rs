@@ -6,6 +6,7 @@ use serde_json::json;
 use std::{collections::BTreeMap, io::Write};
 use thinkey::{
     store::{DEFAULT, Store},
+    text::TemplateSource,
     weights::Checkpoint,
 };
 use thinkey_core::{Lambda, StorageKind};
@@ -25,6 +26,9 @@ pub struct Arguments {
     /// Tokens to plan for [default: the model's context]
     #[arg(long)]
     context: Option<usize>,
+    /// Print the whole chat template
+    #[arg(long)]
+    template: bool,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -62,6 +66,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         *count += 1;
         *bytes += tensor.bytes;
     }
+    // A tokenizer that cannot be used is worth a line here, and ends the other commands.
+    let template = match checkpoint.tokenizer() {
+        Ok(source) => TemplateSource::of(&source).map_err(CliError::from),
+        Err(error) => Err(error.into()),
+    };
     let lambda = f64::from(arguments.lambda.per_mille()) / 1000.0;
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -75,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             "layers": config.layers, "width": config.width, "heads": config.heads, "kv_heads": config.kv_heads,
             "head_dim": config.head_dim, "feed_forward": config.feed_forward, "vocab": config.vocab,
             "context": config.context, "sliding_window": config.sliding_window,
+            "chat_template": template.ok().flatten().map(|it| json!({ "from": it.from, "text": it.text })),
             "weights": { "bytes": checkpoint.size_bytes(), "formats": formats },
             "cache": {
                 "tokens": tokens, "kind": "f16", "lambda": lambda, "kept": kept, "recent": arguments.recent,
@@ -112,6 +122,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     if let Some(window) = config.sliding_window {
         writeln!(out, "  window        {window} tokens")?;
     }
+    match &template {
+        Ok(Some(it)) => writeln!(out, "  chat template {}, {} characters", it.from, it.text.chars().count())?,
+        Ok(None) => writeln!(out, "  chat template none")?,
+        Err(error) => writeln!(out, "  chat template cannot be read: {error}")?,
+    }
     for (name, (count, bytes)) in &formats {
         writeln!(out, "  weights       {name}: {count} tensors, {}", HumanBytes(*bytes))?;
     }
@@ -127,6 +142,9 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         HumanBytes(thin.total() as u64),
         100.0 * thin.total() as f64 / whole as f64
     )?;
+    if let (true, Ok(Some(it))) = (arguments.template, &template) {
+        writeln!(out, "\n{}", it.text.trim_end())?;
+    }
     if arguments.tensors {
         for tensor in &tensors {
             writeln!(

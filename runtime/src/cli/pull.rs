@@ -1,7 +1,9 @@
 //! `thinkey pull`: a model into the store.
 
-use super::CliError;
-use indicatif::{ProgressBar, ProgressStyle};
+use super::{
+    CliError,
+    progress::{self, style},
+};
 use std::{io::Write, ops::ControlFlow, path::PathBuf};
 use thinkey::store::{DEFAULT, Progress, Store};
 
@@ -21,7 +23,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
 
 /// Pulls `model` with a progress bar on the terminal; a source that fails is named on a line of its own.
 pub fn pull(store: &Store, model: &str) -> Result<PathBuf, CliError> {
-    let bar = ProgressBar::no_length().with_style(style("{spinner} {msg} {bytes}"));
+    let bar = progress::bytes();
     let path = store.pull(model, &mut |progress| {
         match progress {
             Progress::Arrived { what, done_bytes, total_bytes } => {
@@ -45,9 +47,4 @@ pub fn pull(store: &Store, model: &str) -> Result<PathBuf, CliError> {
     });
     bar.finish_and_clear();
     Ok(path?)
-}
-
-fn style(template: &str) -> ProgressStyle {
-    // The templates are constants; a wrong one would show as the default bar.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

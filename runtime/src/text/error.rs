@@ -96,7 +96,9 @@ pub enum TextError {
     Encode(String),
 
     /// The model comes without a chat template.
-    #[error("the model has no chat template; give one, or ask for the plain form")]
+    #[error(
+        "the model has no chat template; give one (--chat-template) or let it continue the text as it is (generate --raw)"
+    )]
     NoTemplate,
 
     /// A chat template is malformed, or fails on this conversation.

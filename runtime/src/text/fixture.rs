@@ -11,7 +11,7 @@ const CORPUS: &str = "the quick brown fox jumps over the lazy dog and then the o
 
 /// A byte-level vocabulary: three control tokens, one that the user defined, the bytes, and merges learned from a few
 /// words (the most frequent pair first, as BPE is trained).
-pub(super) fn byte_level() -> GgufTokenizer {
+pub(crate) fn byte_level() -> GgufTokenizer {
     let mut words: Vec<Vec<String>> = CORPUS
         .split(' ')
         .flat_map(|word| [word.to_owned(), format!("Ġ{word}")])

@@ -11,11 +11,14 @@ use serde_json::Value;
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::{
-    TextError,
+    TemplateSource, TextError,
     error::one_line,
     model::{self, Parts},
     pieces::{Kind, Pieces, SPACE, Spelling, byte_token},
 };
+
+/// The file that names special tokens and, in older models, holds the chat template.
+const CONFIG: &str = "tokenizer_config.json";
 
 /// `tokenizer.json`, as far as it matters here. Reading it into the `tokenizers` crate's own types would build a tree of
 /// the whole vocabulary first.
@@ -116,13 +119,10 @@ enum Ids {
 /// `special_tokens_map.json`, `generation_config.json` and `chat_template.jinja`.
 pub(super) fn parts(folder: &Path) -> Result<Parts, TextError> {
     let json = tokenizer_json(&folder.join("tokenizer.json"))?;
-    let config: Config = optional(&folder.join("tokenizer_config.json"))?;
+    let config: Config = optional(&folder.join(CONFIG))?;
     let map: Config = optional(&folder.join("special_tokens_map.json"))?;
     let generation: Generation = optional(&folder.join("generation_config.json"))?;
-    let template = match read(&folder.join("chat_template.jinja"))? {
-        Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-        None => config.chat_template.and_then(Templates::default),
-    };
+    let template = template_or(folder, config.chat_template)?.map(|template| template.text);
 
     let (spelling, strip_space) = spelling(json.decoder.as_ref())?;
     let mut ids = json.model.vocab;
@@ -190,6 +190,21 @@ pub(super) fn parts(folder: &Path) -> Result<Parts, TextError> {
         prefix,
         suffix,
         template,
+    })
+}
+
+/// The chat template of the model in `folder`.
+pub(super) fn template(folder: &Path) -> Result<Option<TemplateSource>, TextError> {
+    let config: Config = optional(&folder.join(CONFIG))?;
+    template_or(folder, config.chat_template)
+}
+
+/// The template in a file of its own, which newer models have, or else that of the tokenizer's configuration.
+fn template_or(folder: &Path, configured: Option<Templates>) -> Result<Option<TemplateSource>, TextError> {
+    const FILE: &str = "chat_template.jinja";
+    Ok(match read(&folder.join(FILE))? {
+        Some(bytes) => Some(TemplateSource { from: FILE, text: String::from_utf8_lossy(&bytes).into_owned() }),
+        None => configured.and_then(Templates::default).map(|text| TemplateSource { from: CONFIG, text }),
     })
 }
 
@@ -455,7 +470,11 @@ mod tests {
         assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.stop_tokens()), (Some(1), Some(2), &[0, 2, 7][..]));
         assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
         assert_eq!(tokenizer.chat_template().unwrap().render(&[], true).unwrap(), "<|im_end|>");
+        let source = TokenizerSource::Folder(with.path().to_owned());
+        let found = TemplateSource::of(&source).unwrap().unwrap();
+        assert_eq!((found.from, &*found.text), ("tokenizer_config.json", "{{ eos_token }}"));
         fs::write(with.path().join("chat_template.jinja"), "newer").unwrap();
+        assert_eq!(TemplateSource::of(&source).unwrap().unwrap().from, "chat_template.jinja");
         assert_eq!(open(&with).unwrap().chat_template().unwrap().render(&[], true).unwrap(), "newer");
 
         let map = json!({"eos_token": {"content": "<|endoftext|>"}}).to_string();

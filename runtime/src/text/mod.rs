@@ -44,7 +44,7 @@ mod conversation;
 mod detokenise;
 mod error;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod folder;
 mod gguf;
 mod model;
@@ -52,6 +52,7 @@ mod pieces;
 mod pretokenise;
 mod sentencepiece;
 mod template;
+mod template_source;
 mod tokenizer;
 
 pub use control::ControlTokens;
@@ -59,4 +60,5 @@ pub use conversation::Continuation;
 pub use detokenise::Detokeniser;
 pub use error::TextError;
 pub use template::{ChatTemplate, Message, Role};
+pub use template_source::TemplateSource;
 pub use tokenizer::Tokenizer;

@@ -9,7 +9,7 @@ mod checkpoint;
 mod cursor;
 mod error;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod gguf;
 mod gguf_model;
 mod hf_config;

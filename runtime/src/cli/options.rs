@@ -1,0 +1,202 @@
+//! What generate and chat have in common: options of the model, of its cache and of sampling.
+
+use super::{CliError, inspect::lambda, progress, pull::pull};
+use clap::Parser;
+use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
+use thinkey::{
+    engine::{Device, Engine, Session, SessionOptions},
+    model::transformer::WINDOW,
+    sample::{Sampler, Sampling},
+    store::{DEFAULT, Store},
+    text::{ChatTemplate, Tokenizer},
+    weights::Checkpoint,
+};
+use thinkey_core::{Lambda, StorageKind};
+
+/// Options of the model, of its cache and of sampling.
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    pub model: ModelOptions,
+    #[command(flatten)]
+    pub cache: CacheOptions,
+    #[command(flatten)]
+    pub sampling: SamplingOptions,
+}
+
+/// Which model, and where it is computed.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelOptions {
+    /// A model in the store (pulled if it is missing) or a path
+    #[arg(long, default_value = DEFAULT.id)]
+    model: String,
+    /// A chat template (Jinja) in place of the model's
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// Where the model is computed: ndarray (the processor) or cuda
+    #[arg(long, default_value_t)]
+    device: Device,
+    /// Threads on the processor [default: all cores]
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+}
+
+/// How the cache is stored.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheOptions {
+    /// Share of key channels to prune, 0 ≤ λ < 1
+    #[arg(long, default_value = "0.5", value_parser = lambda)]
+    lambda: Lambda,
+    /// Newest tokens kept whole
+    #[arg(long, default_value_t = 32)]
+    recent: usize,
+    /// Newest queries of a prompt that score its channels
+    #[arg(long, default_value_t = NonZeroUsize::new(WINDOW).expect("some queries score"))]
+    window: NonZeroUsize,
+    /// Tokens the cache is planned for [default: generate: prompt and answer; chat: the model's context, at most 8192]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// How keys and values are stored
+    #[arg(long, default_value = "f16")]
+    kv_type: KvType,
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum KvType {
+    F32,
+    F16,
+}
+
+impl From<KvType> for StorageKind {
+    fn from(kind: KvType) -> Self {
+        match kind {
+            KvType::F32 => Self::F32,
+            KvType::F16 => Self::F16,
+        }
+    }
+}
+
+/// How the next token is chosen.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingOptions {
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 256)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Choose from the K likeliest tokens; 0 is off
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Choose from the likeliest tokens that hold this probability
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Choose from tokens with at least this share of the likeliest one's probability
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that were seen less likely; 1 is off
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Same seed, same answer
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Default for Options {
+    /// The defaults of the command line.
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            options: Options,
+        }
+        Defaults::parse_from(["thinkey"]).options
+    }
+}
+
+impl ModelOptions {
+    /// Finds the model, pulling it if need be, and opens its headers and tokenizer.
+    pub fn open(&self) -> Result<(Checkpoint, Tokenizer), CliError> {
+        let checkpoint = Checkpoint::open(&pull(&Store::open()?, &self.model)?)?;
+        let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
+        Ok((checkpoint, tokenizer))
+    }
+
+    /// The template of the option, or else the model's.
+    pub fn template(&self, tokenizer: &Tokenizer) -> Result<ChatTemplate, CliError> {
+        Ok(match &self.chat_template {
+            Some(path) => tokenizer.chat_template_from(
+                fs::read_to_string(path).map_err(|cause| CliError::Read { path: path.clone(), cause })?,
+            )?,
+            None => tokenizer.chat_template()?,
+        })
+    }
+
+    /// Loads the weights.
+    pub fn load(&self, checkpoint: &Checkpoint) -> Result<Engine, CliError> {
+        let threads = self.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        let bar = progress::layers("loading", checkpoint.config().layers);
+        let engine = Engine::load(checkpoint, self.device, threads, &mut |done, _| bar.set_position(done as u64));
+        bar.finish_and_clear();
+        Ok(engine?)
+    }
+}
+
+impl CacheOptions {
+    /// The tokens of `--context`, if it is given, for a model with a context of `context` tokens.
+    ///
+    /// # Errors
+    /// [`CliError::LargeContext`] where the model was not made for so many.
+    pub fn context(&self, context: usize) -> Result<Option<usize>, CliError> {
+        match self.context {
+            Some(planned) if planned > context => Err(CliError::LargeContext { planned, context }),
+            planned => Ok(planned),
+        }
+    }
+
+    /// One empty sequence of at most `tokens` tokens.
+    pub fn session(&self, engine: &Engine, tokens: usize) -> Result<Session, CliError> {
+        let config = engine.config();
+        let plan = config.cache_plan(1, tokens, self.recent, self.kind());
+        let options = SessionOptions { plan, window: self.window.get() };
+        Ok(engine.session(options, |_, _| self.lambda.kept(config.head_dim))?)
+    }
+
+    /// λ.
+    pub fn lambda(&self) -> f64 {
+        f64::from(self.lambda.per_mille()) / 1000.0
+    }
+
+    /// W.
+    pub fn window(&self) -> usize {
+        self.window.get()
+    }
+
+    /// R.
+    pub fn recent(&self) -> usize {
+        self.recent
+    }
+
+    /// How keys and values are stored.
+    pub fn kind(&self) -> StorageKind {
+        self.kv_type.into()
+    }
+}
+
+impl SamplingOptions {
+    /// A sampler that has chosen nothing yet.
+    pub fn sampler(&self) -> Result<Sampler, CliError> {
+        Ok(Sampler::new(Sampling {
+            repetition_penalty: self.repetition_penalty,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+        })?)
+    }
+}

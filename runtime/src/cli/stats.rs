@@ -1,0 +1,80 @@
+//! What an answer took: for people and for programs.
+
+use super::options::CacheOptions;
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+use std::fmt;
+use thinkey::{engine::Session, generate::Reply};
+
+/// Speed and cache bytes of a reply; shown as two lines.
+pub struct Stats<'a> {
+    reply: &'a Reply,
+    tokens: usize,
+    used: usize,
+    whole: usize,
+    planned: usize,
+    measured: usize,
+}
+
+impl<'a> Stats<'a> {
+    /// Of `reply`, after which the one sequence of `session` is as it is.
+    pub fn new(reply: &'a Reply, session: &Session) -> Self {
+        Self {
+            reply,
+            tokens: session.plan().tokens,
+            used: session.position(0),
+            whole: session.plan().whole_bytes(),
+            planned: session.planned().total(),
+            measured: session.allocated(),
+        }
+    }
+
+    /// Bytes saved; negative where blocks, ring and masks of a short context outweigh the channels.
+    fn saved(&self) -> i64 {
+        self.whole as i64 - self.measured as i64
+    }
+
+    /// All of it, with the answer and the options of the cache.
+    pub fn json(&self, options: &CacheOptions) -> Value {
+        let Self { reply, .. } = self;
+        json!({
+            "answer": reply.text,
+            "end": reply.end,
+            "tokens": { "prompt": reply.prompt_tokens, "new": reply.new_tokens },
+            "seconds": { "prefill": reply.prefill.as_secs_f64(), "decode": reply.decode.as_secs_f64() },
+            "tokens_per_second": { "prefill": reply.prefill_rate(), "decode": reply.decode_rate() },
+            "cache": {
+                "tokens": self.tokens, "used": self.used, "kind": options.kind().name(), "lambda": options.lambda(),
+                "recent": options.recent(), "window": options.window(),
+            },
+            "cache_bytes": {
+                "whole": self.whole, "planned": self.planned, "measured": self.measured, "saved": self.saved(),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Stats<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reply, .. } = self;
+        let bytes = |bytes: usize| HumanBytes(bytes as u64);
+        writeln!(
+            f,
+            "{} prompt tokens at {:.0}/s, {} new at {:.0}/s",
+            reply.prompt_tokens,
+            reply.prefill_rate(),
+            reply.new_tokens,
+            reply.decode_rate(),
+        )?;
+        write!(
+            f,
+            "cache for {} tokens, {} used: whole {}, planned {}, measured {}; saved {:.1}%",
+            self.tokens,
+            self.used,
+            bytes(self.whole),
+            bytes(self.planned),
+            bytes(self.measured),
+            100.0 * self.saved() as f64 / self.whole as f64,
+        )
+    }
+}
