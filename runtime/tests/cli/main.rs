@@ -1,0 +1,14 @@
+//! The `thinkey` command as a person or a program runs it, on a tiny model.
+#![allow(missing_docs, reason = "tests")]
+
+mod bad_files;
+mod chat;
+mod command;
+mod fixture;
+mod generate;
+mod inspect;
+#[cfg(unix)]
+mod interrupt;
+mod main_job;
+mod server;
+mod store;
