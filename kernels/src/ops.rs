@@ -70,6 +70,15 @@ pub struct Norm<B: Backend> {
     pub eps: f32,
 }
 
+/// Normalisation of the heads before rotation, each over D channels.
+#[derive(Clone, Debug)]
+pub struct HeadNorms<B: Backend> {
+    /// Of query heads.
+    pub query: Norm<B>,
+    /// Of key heads.
+    pub key: Norm<B>,
+}
+
 /// Rotary embedding, and what some models do to query and key heads before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a, B: Backend> {
@@ -77,8 +86,8 @@ pub struct Rotation<'a, B: Backend> {
     pub frequencies: &'a [f32],
     /// Which channels turn together.
     pub pairs: Pairs,
-    /// Normalisation of query heads and of key heads, each over D channels.
-    pub norms: Option<&'a (Norm<B>, Norm<B>)>,
+    /// Normalisation before it.
+    pub norms: Option<&'a HeadNorms<B>>,
 }
 
 /// What the rows of a pass are.

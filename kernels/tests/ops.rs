@@ -11,7 +11,7 @@ use thinkey_core::{CachePlan, StorageKind};
 use thinkey_kernels::{
     cpu::{Cpu, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
-    ops::{Cache, Heads, Norm, Pass, Rotation, ThinOps},
+    ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, ThinOps},
     reference::Reference,
 };
 
@@ -108,7 +108,7 @@ proptest! {
         let mut numbers = Numbers(seed);
         let heads = Heads { heads: 4, kv_heads: 2, head_dim: 2 * half };
         let frequencies: Vec<f32> = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
-        let norms = (numbers.norm(2 * half), numbers.norm(2 * half));
+        let norms = HeadNorms { query: numbers.norm(2 * half), key: numbers.norm(2 * half) };
         let fused = numbers.rows(rows, heads.width());
         for pairs in [Pairs::Adjacent, Pairs::Halves] {
             for norms in [None, Some(&norms)] {

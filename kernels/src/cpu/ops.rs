@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     format::Matrix,
-    ops::{Heads, Norm, Pass, Rotation, Rows, ThinOps, Vector},
+    ops::{HeadNorms, Heads, Norm, Pass, Rotation, Rows, ThinOps, Vector},
 };
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
@@ -164,7 +164,9 @@ impl ThinOps for Cpu {
         };
         match rotation.norms {
             None => turn(None),
-            Some((query, key)) => read(&query.weight, |q| read(&key.weight, |k| turn(Some((q, k, query.eps))))),
+            Some(HeadNorms { query, key }) => {
+                read(&query.weight, |q| read(&key.weight, |k| turn(Some((q, k, query.eps)))))
+            }
         }
     }
 

@@ -113,7 +113,7 @@ impl<B: Backend> ThinOps for Reference<B> {
         linear: &Self::Linear,
         _: Rows<Self>,
     ) -> Rows<Self> {
-        linear.apply(norm.apply(x.clone().slice([rows])))
+        linear.apply(norm.apply(x.clone().narrow(0, rows.start, rows.len())))
     }
 
     fn rotate(
@@ -144,7 +144,7 @@ impl<B: Backend> ThinOps for Reference<B> {
             Tensor::stack::<4>(turned.to_vec(), pair).reshape([count, heads * dim])
         };
         let (keys, values, width) = (heads.keys(), heads.values(), heads.width());
-        let (query, key) = rotation.norms.map_or((None, None), |(query, key)| (Some(query), Some(key)));
+        let (query, key) = rotation.norms.map_or((None, None), |norms| (Some(&norms.query), Some(&norms.key)));
         let column = |range: Range<usize>| fused.clone().slice([0..count, range]);
         Tensor::cat(
             vec![
@@ -169,7 +169,7 @@ impl<B: Backend> ThinOps for Reference<B> {
             Pass::Steps(slots) => slots
                 .iter()
                 .enumerate()
-                .try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().slice([row..row + 1]), heads)),
+                .try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads)),
         }
     }
 
@@ -186,7 +186,7 @@ impl<B: Backend> ThinOps for Reference<B> {
             Pass::Prompt(slot) => attention::attend(cache, layer, slot, fused.clone(), heads, true),
             Pass::Steps(slots) => {
                 let row = |(row, &slot): (usize, &usize)| {
-                    attention::attend(cache, layer, slot, fused.clone().slice([row..row + 1]), heads, false)
+                    attention::attend(cache, layer, slot, fused.clone().narrow(0, row, 1), heads, false)
                 };
                 Tensor::cat(slots.iter().enumerate().map(row).collect(), 0)
             }

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use thinkey_core::Error;
 use thinkey_kernels::{
     cpu::{cache::CacheError, linear::LinearError, rows::Pairs},
-    ops::{Cache, Heads, Norm, Pass, Rotation, Rows, ThinOps},
+    ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, Rows, ThinOps},
 };
 
 /// Newest queries of a prompt that score its channels, W.
@@ -68,7 +68,7 @@ struct Layer<O: ThinOps> {
     attention_norm: Norm<O::Backend>,
     /// Queries, keys and values, fused along their outputs.
     qkv: O::Linear,
-    head_norms: Option<(Norm<O::Backend>, Norm<O::Backend>)>,
+    head_norms: Option<HeadNorms<O::Backend>>,
     output: O::Linear,
     feed_forward_norm: Norm<O::Backend>,
     /// Gate and up, fused along their outputs.
@@ -150,7 +150,7 @@ impl<O: ThinOps> Model<O> {
                 attention_norm: norm(role(LayerRole::AttentionNorm))?,
                 qkv: stacked(&[LayerRole::Query, LayerRole::Key, LayerRole::Value].map(role), bias)?,
                 head_norms: if config.qk_norm {
-                    Some((norm(role(LayerRole::QueryNorm))?, norm(role(LayerRole::KeyNorm))?))
+                    Some(HeadNorms { query: norm(role(LayerRole::QueryNorm))?, key: norm(role(LayerRole::KeyNorm))? })
                 } else {
                     None
                 },
