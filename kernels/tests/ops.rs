@@ -64,10 +64,7 @@ fn close(ours: &Rows, theirs: &Rows, what: &str) -> Result<(), TestCaseError> {
 }
 
 fn machines() -> impl Iterator<Item = Cpu> {
-    Level::available()
-        .into_iter()
-        .zip([2, 1, 3].into_iter().cycle())
-        .map(|(level, threads)| Cpu::new(threads, level).unwrap())
+    Level::available().zip([2, 1, 3].into_iter().cycle()).map(|(level, threads)| Cpu::new(threads, level).unwrap())
 }
 
 proptest! {
