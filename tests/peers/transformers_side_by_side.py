@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """thinkey and Hugging Face transformers (float32) side by side: the same GGUF file, the same threads, in turns.
 
-    pip install torch transformers gguf accelerate
+    pip install torch transformers gguf accelerate  # transformers 5
     cargo build --release
     python tests/peers/transformers_side_by_side.py [--threads 2] [--rounds 5] [--model FILE.gguf] [--json]
 
@@ -101,7 +101,7 @@ class Theirs:
         for at in range(self.tokens):
             self.model(steps[:, at : at + 1], past_key_values=cache, use_cache=True)
         speed = self.tokens / (time.perf_counter() - start)
-        cache.crop(depth)
+        cache.crop(-self.tokens)
         return speed
 
 

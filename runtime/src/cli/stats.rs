@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::fmt;
 use thinkey::{engine::Session, generate::Reply};
 
-/// Speed and cache bytes of a reply; shown as two lines.
+/// Speed and cache bytes of a reply; shown as a line each.
 pub struct Stats<'a> {
     reply: &'a Reply,
     tokens: usize,
@@ -14,6 +14,14 @@ pub struct Stats<'a> {
     whole: usize,
     planned: usize,
     measured: usize,
+    peak: Option<usize>,
+}
+
+/// Most memory that this process ever held at once, weights in the memory map included, where the system tells.
+fn peak_bytes() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 impl<'a> Stats<'a> {
@@ -26,6 +34,7 @@ impl<'a> Stats<'a> {
             whole: session.plan().whole_bytes(),
             planned: session.planned().total(),
             measured: session.allocated(),
+            peak: peak_bytes(),
         }
     }
 
@@ -50,6 +59,7 @@ impl<'a> Stats<'a> {
             "cache_bytes": {
                 "whole": self.whole, "planned": self.planned, "measured": self.measured, "saved": self.saved(),
             },
+            "peak_bytes": self.peak,
         })
     }
 }
@@ -75,6 +85,10 @@ impl fmt::Display for Stats<'_> {
             bytes(self.planned),
             bytes(self.measured),
             100.0 * self.saved() as f64 / self.whole as f64,
-        )
+        )?;
+        match self.peak {
+            Some(peak) => write!(f, "\nprocess: at most {}, weights included", bytes(peak)),
+            None => Ok(()),
+        }
     }
 }

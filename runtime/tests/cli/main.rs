@@ -10,5 +10,7 @@ mod inspect;
 #[cfg(unix)]
 mod interrupt;
 mod main_job;
+#[cfg(target_os = "linux")]
+mod memory;
 mod server;
 mod store;
