@@ -382,7 +382,7 @@ impl Tile<'_> {
             scores[..first].fill(0.0);
             scores[end..].fill(0.0);
             let seen = &mut scores[first..end];
-            let largest = seen.iter().copied().fold(max[index], f32::max);
+            let largest = SimdLoops(self.level).largest(seen).max(max[index]);
             if largest == f32::NEG_INFINITY {
                 seen.fill(0.0);
                 continue;

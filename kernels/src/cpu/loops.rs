@@ -63,6 +63,14 @@ impl Loops for SimdLoops {
     }
 }
 
+impl SimdLoops {
+    /// The largest of `x`; -∞ where there is none.
+    #[must_use]
+    pub fn largest(self, x: &[f32]) -> f32 {
+        self.0.dispatch(Largest { x })
+    }
+}
+
 /// Elements from the start of the first to the end of the last of `count` rows.
 fn rows(count: usize, stride: usize, len: usize) -> usize {
     if count == 0 { 0 } else { (count - 1).saturating_mul(stride).saturating_add(len) }
@@ -275,6 +283,27 @@ impl Kernel for Exponentials<'_> {
     }
 }
 
+struct Largest<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (vectors, rest) = self.x.as_chunks::<LANES>();
+        for vector in vectors {
+            for (lane, x) in lanes.iter_mut().zip(vector) {
+                // A comparison and not `max`: that is one instruction for vectors too.
+                *lane = if *x > *lane { *x } else { *lane };
+            }
+        }
+        lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
 /// e^x for x ≤ 0, within 2 units in the last place; 0 below -87. Branch-free, so that loops over it vectorise.
 ///
 /// e^x = 2^n · e^r with n = round(x / ln 2) and |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7.
@@ -379,6 +408,8 @@ mod tests {
             for level in Level::available() {
                 let mut ours: Vec<f32> = x.iter().map(|x| x + shift).collect();
                 let theirs: Vec<f32> = ours.iter().map(|x| (x - shift).exp()).collect();
+                let largest = SimdLoops(level).largest(&ours);
+                prop_assert_eq!(largest, ours.iter().copied().fold(f32::NEG_INFINITY, f32::max));
                 let sum = SimdLoops(level).exponentials(&mut ours, shift);
                 for (a, b) in ours.iter().zip(&theirs) {
                     prop_assert!((a - b).abs() <= 4e-7 * b + 1e-37, "{a} instead of {b}");

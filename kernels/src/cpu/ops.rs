@@ -21,8 +21,8 @@ use thinkey_core::{CachePlan, Error};
 type Backend = NdArray<f32>;
 
 /// Rows that go through a feed-forward part, or a projection, at once: intermediate results of a long prompt are never
-/// held for all of it.
-const CHUNK: usize = 512;
+/// held for all of it. Weights are dequantised once a chunk, which is why it is not smaller.
+const CHUNK: usize = 1024;
 
 /// [`ThinOps`] for burn's ndarray backend: SIMD of the machine's best level on the threads of a pool.
 #[derive(Debug)]

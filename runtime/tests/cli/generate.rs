@@ -159,3 +159,10 @@ fn options_outside_their_range_are_usage_errors() {
     let error = tiny.generate(&["--file", "/nowhere/text"]).error();
     assert!(error.starts_with("cannot read /nowhere/text: "), "{error}");
 }
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_device_that_is_not_built_in_says_what_to_do() {
+    let error = tiny(512).generate(&["hello", "--device", "cuda"]).error();
+    assert!(error.contains("--features cuda") && error.contains("--device ndarray"), "{error}");
+}
