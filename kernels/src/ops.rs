@@ -64,7 +64,7 @@ impl Heads {
 /// RMS normalisation: x / √(mean x² + eps) · weight.
 #[derive(Clone, Debug)]
 pub struct Norm<B: Backend> {
-    /// [width].
+    /// One factor a channel.
     pub weight: Tensor<B, 1>,
     /// Added to the mean square.
     pub eps: f32,
