@@ -8,7 +8,8 @@
 use crate::{
     BLOCK, Error, HeadRef, MAX_GROUP,
     error::check_len,
-    storage::{Element, StorageKind, elements, with_element},
+    quant::GROUP,
+    storage::{Element, Form, StorageKind, elements, with_element},
 };
 use core::ops::Range;
 
@@ -17,16 +18,17 @@ const TILE_BLOCKS: usize = 4;
 /// Tokens of a tile.
 const TILE: usize = TILE_BLOCKS * BLOCK;
 
-/// Key channels of up to 32 tokens: channel `c` of lane `l` is element `c * stride + l`.
+/// Key channels of up to 32 tokens: channel `c` of lane `l` is element `c * stride + l`; quantised, it is number l of
+/// group c.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyLanes<'a> {
     /// How the keys are stored.
     pub kind: StorageKind,
-    /// The bytes, from the first lane of the first channel on.
+    /// The bytes, from the first lane of the first channel on; quantised, the block's.
     pub bytes: &'a [u8],
     /// Channels.
     pub channels: usize,
-    /// Elements between two channels.
+    /// Elements between two channels; of no meaning where keys are quantised.
     pub stride: usize,
 }
 
@@ -44,7 +46,8 @@ impl defmt::Format for KeyLanes<'_> {
     }
 }
 
-/// Values of up to 32 tokens: channel `c` of token `t` is element `t * head_dim + c`.
+/// Values of up to 32 tokens: channel `c` of token `t` is element `t * head_dim + c`; quantised, they are a whole block,
+/// see [`storage`](crate::storage).
 #[derive(Clone, Copy, Debug)]
 pub struct ValueRows<'a> {
     /// How the values are stored.
@@ -119,18 +122,28 @@ impl Loops for Plain {
         score_stride: usize,
     ) -> Result<(), Error> {
         check_len("queries", group * keys.channels, queries.len())?;
-        with_element!(keys.kind, E => {
-            let stored = elements::<E>(keys.bytes)?;
-            for (query, scores) in queries.chunks_exact(keys.channels).zip(scores.chunks_mut(score_stride)) {
-                let scores = scores.get_mut(..BLOCK).ok_or(TOO_FEW_SCORES)?;
-                scores.fill(0.0);
-                for (&q, lanes) in query.iter().zip(stored.chunks(keys.stride)) {
-                    for (score, key) in scores.iter_mut().zip(lanes) {
-                        *score += q * key.load();
+        let queries = queries.chunks_exact(keys.channels);
+        for (query, scores) in queries.zip(scores.chunks_mut(score_stride)) {
+            let scores = scores.get_mut(..BLOCK).ok_or(TOO_FEW_SCORES)?;
+            scores.fill(0.0);
+            match keys.kind.form() {
+                Form::Float(kind) => with_element!(kind, E => {
+                    for (&q, lanes) in query.iter().zip(elements::<E>(keys.bytes)?.chunks(keys.stride)) {
+                        for (score, key) in scores.iter_mut().zip(lanes) {
+                            *score += q * key.load();
+                        }
+                    }
+                }),
+                Form::Codes(kind) => {
+                    let groups = kind.parts(keys.bytes, keys.channels)?;
+                    for (channel, &q) in query.iter().enumerate() {
+                        for (lane, score) in scores.iter_mut().enumerate() {
+                            *score += q * groups.get(channel, channel, lane);
+                        }
                     }
                 }
             }
-        });
+        }
         Ok(())
     }
 
@@ -144,17 +157,27 @@ impl Loops for Plain {
         mixed: &mut [f32],
     ) -> Result<(), Error> {
         check_len("mixed values", group * values.head_dim, mixed.len())?;
-        with_element!(values.kind, E => {
-            let stored = elements::<E>(values.bytes)?;
-            for (mixed, weights) in mixed.chunks_exact_mut(values.head_dim).zip(weights.chunks(weight_stride)) {
-                for lane in lanes.clone() {
-                    let weight = *weights.get(lane).ok_or(TOO_FEW_SCORES)?;
-                    for (mix, value) in mixed.iter_mut().zip(&stored[lane * values.head_dim..]) {
-                        *mix += weight * value.load();
+        for (mixed, weights) in mixed.chunks_exact_mut(values.head_dim).zip(weights.chunks(weight_stride)) {
+            for lane in lanes.clone() {
+                let weight = *weights.get(lane).ok_or(TOO_FEW_SCORES)?;
+                match values.kind.form() {
+                    Form::Float(kind) => with_element!(kind, E => {
+                        let stored = elements::<E>(values.bytes)?;
+                        for (mix, value) in mixed.iter_mut().zip(&stored[lane * values.head_dim..]) {
+                            *mix += weight * value.load();
+                        }
+                    }),
+                    Form::Codes(kind) => {
+                        let row = values.head_dim.div_ceil(GROUP);
+                        let groups = kind.parts(values.bytes, BLOCK * row)?;
+                        for (channel, mix) in mixed.iter_mut().enumerate() {
+                            let group = channel / GROUP;
+                            *mix += weight * groups.get(lane * row + group, group * BLOCK + lane, channel % GROUP);
+                        }
                     }
                 }
             }
-        });
+        }
         Ok(())
     }
 
@@ -398,14 +421,14 @@ pub fn attend_recent<L: Loops>(
     for start in (unseen / BLOCK..blocks).step_by(TILE_BLOCKS) {
         let tile = (start..blocks.min(start + TILE_BLOCKS)).map(|block| TileBlock {
             keys: KeyLanes {
-                kind: layout.keys.ring(),
-                bytes: &keys[block * BLOCK * layout.keys.ring().element_bytes()..],
+                kind: layout.keys.ring().into(),
+                bytes: &keys[block * BLOCK * layout.keys.ring().bytes()..],
                 channels: head_dim,
                 stride: layout.ring_stride(),
             },
             values: ValueRows {
-                kind: layout.values.ring(),
-                bytes: &values[block * BLOCK * head_dim * layout.values.ring().element_bytes()..],
+                kind: layout.values.ring().into(),
+                bytes: &values[block * BLOCK * head_dim * layout.values.ring().bytes()..],
                 head_dim,
             },
             lanes: unseen.saturating_sub(block * BLOCK)..BLOCK.min(recent - block * BLOCK),

@@ -5,9 +5,13 @@ use crate::{
     channel::{score, select},
     error::check_len,
     log::debug,
-    storage::{Element, elements, elements_mut, with_element},
+    quant::GROUP,
+    storage::{Element, Form, elements, elements_mut, with_element},
 };
 use core::ops::Range;
+use parts::Parts;
+
+mod parts;
 
 /// New tokens' keys and values of one head, after RoPE: row `t` is `data[t * stride ..][..D]`.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +166,69 @@ impl<'a> HeadRef<'a> {
         &self.bytes[self.layout.ring_values(self.slot)]
     }
 
+    /// Writes the numbers of thin key block `block` as f32, `[T][32]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for another length.
+    ///
+    /// # Panics
+    /// As [`key_block`](Self::key_block).
+    pub fn read_key_block(&self, block: usize, out: &mut [f32]) -> Result<(), Error> {
+        check_len("key block", self.layout.kept as usize * BLOCK, out.len())?;
+        match self.layout.keys.form() {
+            Form::Float(kind) => with_element!(kind, E => {
+                for (x, stored) in out.iter_mut().zip(elements::<E>(self.key_block(block))?) {
+                    *x = stored.load();
+                }
+            }),
+            Form::Codes(kind) => {
+                let groups = kind.parts(self.key_block(block), self.layout.kept as usize)?;
+                for (channel, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+                    for (lane, x) in out.iter_mut().enumerate() {
+                        *x = groups.get(channel, channel, lane);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the numbers of value block `block` as f32: token t to `out[t * stride ..][..D]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where `out` is too short.
+    ///
+    /// # Panics
+    /// As [`key_block`](Self::key_block).
+    pub fn read_value_block(&self, block: usize, out: &mut [f32], stride: usize) -> Result<(), Error> {
+        let head_dim = self.layout.head_dim as usize;
+        let expected = (BLOCK - 1) * stride + head_dim;
+        if out.len() < expected {
+            return Err(Error::Length { what: "value block", expected, actual: out.len() });
+        }
+        let rows = out.chunks_mut(stride).map(|row| &mut row[..head_dim]);
+        match self.layout.values.form() {
+            Form::Float(kind) => with_element!(kind, E => {
+                for (row, stored) in rows.zip(elements::<E>(self.value_block(block))?.chunks_exact(head_dim)) {
+                    for (x, stored) in row.iter_mut().zip(stored) {
+                        *x = stored.load();
+                    }
+                }
+            }),
+            Form::Codes(kind) => {
+                let per_row = head_dim.div_ceil(GROUP);
+                let groups = kind.parts(self.value_block(block), BLOCK * per_row)?;
+                for (token, row) in rows.take(BLOCK).enumerate() {
+                    for (channel, x) in row.iter_mut().enumerate() {
+                        let group = channel / GROUP;
+                        *x = groups.get(token * per_row + group, group * BLOCK + token, channel % GROUP);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the whole key and value of ring token `token` as f32 (length D each).
     ///
     /// # Errors
@@ -201,18 +268,36 @@ impl<'a> HeadRef<'a> {
         check_len("value", self.layout.head_dim as usize, value.len())?;
         let at = token + self.span.hidden as usize;
         let (block, lane) = (at / BLOCK, at % BLOCK);
-        with_element!(self.layout.keys, E => {
-            let stored = elements::<E>(self.key_block(block))?;
-            for (channel, x) in key.iter_mut().enumerate() {
-                *x = stored[channel * BLOCK + lane].load();
+        match self.layout.keys.form() {
+            Form::Float(kind) => with_element!(kind, E => {
+                let stored = elements::<E>(self.key_block(block))?;
+                for (channel, x) in key.iter_mut().enumerate() {
+                    *x = stored[channel * BLOCK + lane].load();
+                }
+            }),
+            Form::Codes(kind) => {
+                let groups = kind.parts(self.key_block(block), key.len())?;
+                for (channel, x) in key.iter_mut().enumerate() {
+                    *x = groups.get(channel, channel, lane);
+                }
             }
-        });
-        with_element!(self.layout.values, E => {
-            let stored = elements::<E>(self.value_block(block))?;
-            for (x, stored) in value.iter_mut().zip(&stored[lane * self.layout.head_dim as usize..]) {
-                *x = stored.load();
+        }
+        match self.layout.values.form() {
+            Form::Float(kind) => with_element!(kind, E => {
+                let stored = elements::<E>(self.value_block(block))?;
+                for (x, stored) in value.iter_mut().zip(&stored[lane * self.layout.head_dim as usize..]) {
+                    *x = stored.load();
+                }
+            }),
+            Form::Codes(kind) => {
+                let row = value.len().div_ceil(GROUP);
+                let groups = kind.parts(self.value_block(block), BLOCK * row)?;
+                for (channel, x) in value.iter_mut().enumerate() {
+                    let group = channel / GROUP;
+                    *x = groups.get(lane * row + group, group * BLOCK + lane, channel % GROUP);
+                }
             }
-        });
+        }
         Ok(())
     }
 }
@@ -238,35 +323,6 @@ pub struct HeadMut<'a> {
 impl defmt::Format for HeadMut<'_> {
     fn format(&self, f: defmt::Formatter<'_>) {
         defmt::write!(f, "HeadMut {{ layout: {}, slot: {=usize} }}", self.layout, self.slot);
-    }
-}
-
-/// The parts of a head's bytes that one admission touches.
-struct Parts<'a> {
-    key_blocks: &'a mut [u8],
-    value_blocks: &'a mut [u8],
-    ring_keys: &'a mut [u8],
-    ring_values: &'a mut [u8],
-}
-
-/// Where the whole tokens of an admission are: the first `held` in the ring, the others in rows.
-struct Whole<'a, E> {
-    ring: &'a [E],
-    held: usize,
-    /// Elements between two tokens and between two channels of the ring.
-    ring_steps: (usize, usize),
-    rows: &'a [f32],
-    row_stride: usize,
-}
-
-impl<E: Element> Whole<'_, E> {
-    #[inline(always)]
-    fn get(&self, token: usize, channel: usize) -> E {
-        if token < self.held {
-            self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1]
-        } else {
-            E::store(self.rows[(token - self.held) * self.row_stride + channel])
-        }
     }
 }
 
@@ -361,8 +417,8 @@ impl<'a> HeadMut<'a> {
         if !blocks.is_empty() {
             let mask = mask.ok_or(Error::NoMask)?;
             check_mask(&layout, mask)?;
-            with_element!(layout.keys, E => parts.thin_keys::<E>(&layout, admission, pages, mask, rows)?);
-            with_element!(layout.values, E => parts.move_values::<E>(&layout, admission, pages, rows)?);
+            with_element!(layout.keys.ring(), E => parts.thin_keys::<E>(&layout, admission, pages, mask, rows)?);
+            with_element!(layout.values.ring(), E => parts.move_values::<E>(&layout, admission, pages, rows)?);
             debug!("thinned {} tokens into {} blocks of {} channels", admission.thinned, blocks.len(), mask.kept());
         }
         with_element!(layout.keys.ring(), E => parts.append_keys::<E>(&layout, admission, rows)?);
@@ -384,105 +440,5 @@ impl<'a> HeadMut<'a> {
             ring_keys: &mut head[local(layout.ring_keys(slot))],
             ring_values: &mut ring_values[..layout.ring_value_bytes()],
         }
-    }
-}
-
-impl Parts<'_> {
-    fn thin_keys<E: Element>(
-        &mut self,
-        layout: &HeadLayout,
-        admission: &Admission,
-        pages: &[u32],
-        mask: &ChannelMask,
-        rows: Rows<'_>,
-    ) -> Result<(), Error> {
-        let whole = Whole {
-            ring: elements::<E>(self.ring_keys)?,
-            held: admission.before.recent as usize,
-            ring_steps: (1, layout.ring_stride()),
-            rows: rows.keys,
-            row_stride: rows.stride,
-        };
-        for block in admission.new_blocks() {
-            let (lanes, first) = admission.lanes(block);
-            let stored = elements_mut::<E>(&mut self.key_blocks[layout.key_block(pages[block] as usize)])?;
-            for (to, channel) in stored.chunks_exact_mut(BLOCK).zip(mask.channels()) {
-                // Hidden lanes are written too: a page may hold what another sequence left.
-                to[..lanes.start].fill(E::store(0.0));
-                for (token, to) in (first..).zip(&mut to[lanes.clone()]) {
-                    *to = whole.get(token, channel);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn move_values<E: Element>(
-        &mut self,
-        layout: &HeadLayout,
-        admission: &Admission,
-        pages: &[u32],
-        rows: Rows<'_>,
-    ) -> Result<(), Error> {
-        let head_dim = layout.head_dim as usize;
-        let whole = Whole {
-            ring: elements::<E>(self.ring_values)?,
-            held: admission.before.recent as usize,
-            ring_steps: (head_dim, 1),
-            rows: rows.values,
-            row_stride: rows.stride,
-        };
-        for block in admission.new_blocks() {
-            let (lanes, first) = admission.lanes(block);
-            let start = layout.value_block(0).start;
-            let range = layout.value_block(pages[block] as usize);
-            let stored = elements_mut::<E>(&mut self.value_blocks[range.start - start..range.end - start])?;
-            stored[..lanes.start * head_dim].fill(E::store(0.0));
-            for (token, to) in
-                (first..).zip(stored[lanes.start * head_dim..].chunks_exact_mut(head_dim)).take(lanes.len())
-            {
-                for (channel, to) in to.iter_mut().enumerate() {
-                    *to = whole.get(token, channel);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn append_keys<E: Element>(
-        &mut self,
-        layout: &HeadLayout,
-        admission: &Admission,
-        rows: Rows<'_>,
-    ) -> Result<(), Error> {
-        let (held, gone) = (admission.before.recent as usize, admission.thinned);
-        let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
-        let ring = elements_mut::<E>(self.ring_keys)?;
-        for (channel, lanes) in ring.chunks_exact_mut(layout.ring_stride()).take(layout.head_dim as usize).enumerate() {
-            lanes.copy_within(held - stay..held, 0);
-            for (token, lane) in (skip..admission.new).zip(&mut lanes[stay..]) {
-                *lane = E::store(rows.keys[token * rows.stride + channel]);
-            }
-        }
-        Ok(())
-    }
-
-    fn append_values<E: Element>(
-        &mut self,
-        layout: &HeadLayout,
-        admission: &Admission,
-        rows: Rows<'_>,
-    ) -> Result<(), Error> {
-        let head_dim = layout.head_dim as usize;
-        let (held, gone) = (admission.before.recent as usize, admission.thinned);
-        let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
-        let ring = elements_mut::<E>(self.ring_values)?;
-        ring.copy_within((held - stay) * head_dim..held * head_dim, 0);
-        for (token, to) in (skip..admission.new).zip(ring[stay * head_dim..].chunks_exact_mut(head_dim)) {
-            for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
-                *to = E::store(x);
-            }
-        }
-        Ok(())
     }
 }

@@ -78,25 +78,25 @@ impl HeadLayout {
     /// Bytes of a thin key block.
     #[must_use]
     pub const fn key_block_bytes(&self) -> usize {
-        self.keys.block_bytes(self.kept as usize)
+        self.keys.key_block_bytes(self.kept as usize)
     }
 
     /// Bytes of a value block.
     #[must_use]
     pub const fn value_block_bytes(&self) -> usize {
-        self.values.block_bytes(self.head_dim as usize)
+        self.values.value_block_bytes(self.head_dim as usize)
     }
 
     /// Bytes of the ring's keys of one slot.
     #[must_use]
     pub const fn ring_key_bytes(&self) -> usize {
-        align(self.head_dim as usize * self.ring_stride() * self.keys.ring().element_bytes())
+        align(self.head_dim as usize * self.ring_stride() * self.keys.ring().bytes())
     }
 
     /// Bytes of the ring's values of one slot.
     #[must_use]
     pub const fn ring_value_bytes(&self) -> usize {
-        align(self.ring_capacity() * self.head_dim as usize * self.values.ring().element_bytes())
+        align(self.ring_capacity() * self.head_dim as usize * self.values.ring().bytes())
     }
 
     /// Bytes of the query energies of one slot.

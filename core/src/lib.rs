@@ -8,6 +8,7 @@
 //! | [`shape`] | λ in per mille, channels kept, head shapes fixed at compile time |
 //! | [`channel`] | score, fixed-capacity top-T, masks |
 //! | [`storage`] | element kinds and the bytes of a 32-token block |
+//! | [`quant`] | groups of 32 numbers as 8- or 4-bit codes |
 //! | [`layout`] | where every byte of one head's cache lies |
 //! | [`span`] | how many tokens are thin and how many whole, and what an admission of new tokens moves |
 //! | [`cache`] | views over one head's bytes: admit, flush, read |
@@ -37,6 +38,7 @@ pub mod error;
 pub mod fixed;
 pub mod layout;
 pub mod plan;
+pub mod quant;
 pub mod shape;
 pub mod span;
 pub mod storage;

@@ -38,8 +38,12 @@ const _: () = {
     logged::<Lambda>();
     logged::<Partial<'_>>();
     logged::<Plain>();
+    logged::<quant::CodeKind>();
+    logged::<quant::Groups<'_>>();
     logged::<Rows<'_>>();
     logged::<Span>();
+    logged::<storage::FloatKind>();
+    logged::<storage::Form>();
     logged::<StorageKind>();
     logged::<wire::CacheHeader>();
 };

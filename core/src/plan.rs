@@ -145,10 +145,11 @@ impl CachePlan {
         3 * self.slots * self.blocks_per_slot() * size_of::<u32>()
     }
 
-    /// Bytes of the cache that holds the same tokens whole, in the same storage: no block, no ring, no mask.
+    /// Bytes of the cache that holds the same tokens whole, every channel as the ring stores it (quantised kinds: in
+    /// f16): no block, no ring, no mask.
     #[must_use]
     pub const fn whole_bytes(&self) -> usize {
-        let per_channel = self.keys.element_bytes() + self.values.element_bytes();
+        let per_channel = self.keys.ring().bytes() + self.values.ring().bytes();
         self.layers * self.kv_heads * self.head_dim * self.tokens * self.slots * per_channel
     }
 }
@@ -185,6 +186,18 @@ mod tests {
         assert_eq!(SMOL.whole_bytes(), heads * 4096 * 256);
         let share = bytes.total() as f64 / SMOL.whole_bytes() as f64;
         assert!(share < 0.78, "{share}");
+    }
+
+    #[test]
+    fn quantised_blocks_carry_their_scales() {
+        for (kind, group) in [(StorageKind::Int8, 32 + 4), (StorageKind::Int4, 16 + 4)] {
+            let plan = CachePlan { keys: kind, values: kind, ..SMOL };
+            let bytes = plan.bytes(|_, _| 32).unwrap();
+            assert_eq!(bytes.prefix_keys, 90 * 127 * 32 * group);
+            assert_eq!(bytes.prefix_values, 90 * 127 * 64 * group);
+            assert_eq!(bytes.recent, SMOL.bytes(|_, _| 32).unwrap().recent);
+            assert_eq!(plan.whole_bytes(), SMOL.whole_bytes());
+        }
     }
 
     #[test]

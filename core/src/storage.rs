@@ -1,9 +1,15 @@
 //! Element kinds and the bytes of a block.
 //!
 //! A block is 32 tokens × the channels they keep. Keys lie channel-major, `[T][32]`, so that the scores of 32 tokens
-//! accumulate lane by lane with no horizontal sum; values lie token-major, `[32][D]`.
+//! accumulate lane by lane with no horizontal sum; values lie token-major, `[32][D]`. Quantised, a block is codes, then
+//! the scales of its groups, then their minima, see [`quant`](crate::quant): a group is a channel of a key block, so
+//! group c is channel c; it is 32 channels of a token of a value block, where the codes of group g of token t are the
+//! (t · ⌈D/32⌉ + g)-th and its scale and minimum the (32g + t)-th, so that those of 32 tokens lie side by side.
 
-use crate::{BLOCK, Error};
+use crate::{
+    BLOCK, Error,
+    quant::{CodeKind, GROUP},
+};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +24,8 @@ pub const fn align(bytes: usize) -> usize {
 
 /// How keys or values are stored.
 ///
-/// The numbers are part of the wire format. Quantised kinds (asymmetric groups of 32) will follow; the ring of
-/// recent tokens then stays in f16, see [`ring`](Self::ring).
+/// The numbers are part of the wire format. What is quantised is the prefix; the ring of recent tokens stays whole, see
+/// [`ring`](Self::ring).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -28,28 +34,92 @@ pub enum StorageKind {
     F32,
     /// IEEE binary16; values beyond its range are stored as its largest finite number.
     F16,
+    /// Asymmetric 8-bit codes in groups of 32, see [`quant`](crate::quant).
+    Int8,
+    /// Asymmetric 4-bit codes in groups of 32, see [`quant`](crate::quant).
+    Int4,
 }
 
-impl StorageKind {
-    /// Bytes of one stored number.
+/// The two ways of storing numbers: each by itself, or as codes in groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Form {
+    /// Each number by itself.
+    Float(FloatKind),
+    /// Codes in groups of 32 with a scale and a minimum.
+    Codes(CodeKind),
+}
+
+/// Floating-point numbers as the cache stores them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum FloatKind {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+}
+
+impl FloatKind {
+    /// Bytes of one number.
     #[must_use]
-    pub const fn element_bytes(self) -> usize {
+    pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
         }
     }
+}
+
+impl From<FloatKind> for StorageKind {
+    fn from(kind: FloatKind) -> Self {
+        match kind {
+            FloatKind::F32 => Self::F32,
+            FloatKind::F16 => Self::F16,
+        }
+    }
+}
+
+impl StorageKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int8, Self::Int4];
+
+    /// How numbers lie in the prefix.
+    #[must_use]
+    pub const fn form(self) -> Form {
+        match self {
+            Self::F32 => Form::Float(FloatKind::F32),
+            Self::F16 => Form::Float(FloatKind::F16),
+            Self::Int8 => Form::Codes(CodeKind::Int8),
+            Self::Int4 => Form::Codes(CodeKind::Int4),
+        }
+    }
 
     /// The kind in which tokens of the recent ring are stored: never quantised.
     #[must_use]
-    pub const fn ring(self) -> Self {
-        self
+    pub const fn ring(self) -> FloatKind {
+        match self.form() {
+            Form::Float(kind) => kind,
+            Form::Codes(_) => FloatKind::F16,
+        }
     }
 
-    /// Bytes of a block of 32 tokens × `channels`, rounded up to [`ALIGN`].
+    /// Bytes of a thin key block of 32 tokens × `kept` channels, rounded up to [`ALIGN`].
     #[must_use]
-    pub const fn block_bytes(self, channels: usize) -> usize {
-        align(BLOCK * channels * self.element_bytes())
+    pub const fn key_block_bytes(self, kept: usize) -> usize {
+        match self.form() {
+            Form::Float(kind) => align(BLOCK * kept * kind.bytes()),
+            Form::Codes(kind) => align(kind.bytes(kept)),
+        }
+    }
+
+    /// Bytes of a value block of 32 tokens × `head_dim` channels, rounded up to [`ALIGN`].
+    #[must_use]
+    pub const fn value_block_bytes(self, head_dim: usize) -> usize {
+        match self.form() {
+            Form::Float(kind) => align(BLOCK * head_dim * kind.bytes()),
+            Form::Codes(kind) => align(kind.bytes(BLOCK * head_dim.div_ceil(GROUP))),
+        }
     }
 
     /// The name the command line uses.
@@ -58,6 +128,8 @@ impl StorageKind {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }
@@ -65,7 +137,7 @@ impl StorageKind {
 /// A number as the cache stores it.
 pub trait Element: bytemuck::Pod {
     /// Its kind.
-    const KIND: StorageKind;
+    const KIND: FloatKind;
 
     /// The number as f32.
     fn load(self) -> f32;
@@ -75,7 +147,7 @@ pub trait Element: bytemuck::Pod {
 }
 
 impl Element for f32 {
-    const KIND: StorageKind = StorageKind::F32;
+    const KIND: FloatKind = FloatKind::F32;
 
     #[inline(always)]
     fn load(self) -> f32 {
@@ -89,7 +161,7 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
-    const KIND: StorageKind = StorageKind::F16;
+    const KIND: FloatKind = FloatKind::F16;
 
     #[inline(always)]
     fn load(self) -> f32 {
@@ -142,15 +214,15 @@ fn misfit<E: Element>(len: usize) -> Error {
     Error::Length { what: "aligned cache bytes", expected: len.next_multiple_of(size_of::<E>()), actual: len }
 }
 
-/// Runs `$body` with the type `$E` standing for the element of `$kind`.
+/// Runs `$body` with the type `$E` standing for the element of the [`FloatKind`] `$kind`.
 macro_rules! with_element {
     ($kind:expr, $E:ident => $body:expr) => {
         match $kind {
-            $crate::storage::StorageKind::F32 => {
+            $crate::storage::FloatKind::F32 => {
                 type $E = f32;
                 $body
             }
-            $crate::storage::StorageKind::F16 => {
+            $crate::storage::FloatKind::F16 => {
                 type $E = ::half::f16;
                 $body
             }

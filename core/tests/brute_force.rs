@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 use thinkey_core::{
-    BLOCK, CachePlan, ChannelMask, HeadMut, HeadRef, Plain, Rows, Span, StorageKind, attend, channel::select::select,
-    storage::Element,
+    BLOCK, CachePlan, HeadMut, HeadRef, Plain, Rows, Span, StorageKind, attend,
+    channel::select::select,
+    storage::{Element, FloatKind},
 };
 
 /// A head's life: shape, and how many tokens come in at a time (the first is a prompt).
@@ -14,18 +15,27 @@ struct Life {
     recent: usize,
     group: usize,
     window: Option<usize>,
-    kind: StorageKind,
+    keys: StorageKind,
+    values: StorageKind,
     steps: Vec<usize>,
     seed: u64,
 }
 
 fn lives() -> impl Strategy<Value = Life> {
-    (1usize..=80, 0usize..50, 1usize..=4, prop::option::of(1usize..250), any::<bool>(), any::<u64>()).prop_flat_map(
-        |(head_dim, recent, group, window, half, seed)| {
+    let kind = || prop::sample::select(&StorageKind::ALL[..]);
+    (1usize..=80, 0usize..50, 1usize..=4, prop::option::of(1usize..250), [kind(), kind()], any::<u64>()).prop_flat_map(
+        |(head_dim, recent, group, window, [keys, values], seed)| {
             let steps = prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1usize..150], 1..40);
-            (1..=head_dim, steps).prop_map(move |(kept, steps)| {
-                let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
-                Life { head_dim, kept, recent, group, window, kind, steps, seed }
+            (1..=head_dim, steps).prop_map(move |(kept, steps)| Life {
+                head_dim,
+                kept,
+                recent,
+                group,
+                window,
+                keys,
+                values,
+                steps,
+                seed,
             })
         },
     )
@@ -39,35 +49,57 @@ fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-fn stored(kind: StorageKind, x: f32) -> f64 {
-    f64::from(match kind {
-        StorageKind::F16 => <half::f16 as Element>::store(x).load(),
-        _ => x,
-    })
+/// What the ring makes of a number.
+fn stored(kind: StorageKind, x: f32) -> f32 {
+    match kind.ring() {
+        FloatKind::F16 => <half::f16 as Element>::store(x).load(),
+        FloatKind::F32 => x,
+    }
 }
 
-/// One softmax over all visible tokens; tokens `..thin` have only the channels of `mask`.
-fn dense(
-    life: &Life,
-    keys: &[f32],
-    values: &[f32],
-    query: &[f32],
-    thin: usize,
-    mask: Option<&ChannelMask>,
-) -> Vec<f64> {
+/// Half a step of numbers between -2 and 2, rounding of scale and minimum included; 0 where numbers are stored as such.
+fn tolerance(kind: StorageKind) -> f32 {
+    match kind {
+        StorageKind::Int8 => 4.02 / 255.0 / 2.0 + 1e-3,
+        StorageKind::Int4 => 4.02 / 15.0 / 2.0 + 1e-3,
+        _ => 0.0,
+    }
+}
+
+/// Every token of a head as it is stored: whole keys (a thin one has zeros where nothing is kept) and values.
+fn contents(life: &Life, head: &HeadRef<'_>) -> (Vec<f32>, Vec<f32>) {
+    let d = life.head_dim;
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let (mut thin, mut key, mut value) = (vec![0.0; life.kept], vec![0.0; d], vec![0.0; d]);
+    for token in 0..head.span().prefix() {
+        head.read_prefix(token, &mut thin, &mut value).unwrap();
+        key.fill(0.0);
+        head.mask().unwrap().channels().zip(&thin).for_each(|(channel, &x)| key[channel] = x);
+        keys.extend(&key);
+        values.extend(&value);
+    }
+    for token in 0..head.span().recent as usize {
+        head.read_recent(token, &mut key, &mut value).unwrap();
+        keys.extend(&key);
+        values.extend(&value);
+    }
+    (keys, values)
+}
+
+/// One softmax over all visible tokens of `keys` and `values`.
+fn dense(life: &Life, keys: &[f32], values: &[f32], query: &[f32]) -> Vec<f64> {
     let d = life.head_dim;
     let tokens = keys.len() / d;
     let first = life.window.map_or(0, |window| tokens.saturating_sub(window));
     let logit = |token: usize| -> f64 {
-        let seen = |c: &usize| token >= thin || mask.unwrap().contains(*c);
-        let dot: f64 = (0..d).filter(seen).map(|c| f64::from(query[c]) * stored(life.kind, keys[token * d + c])).sum();
+        let dot: f64 = (0..d).map(|c| f64::from(query[c]) * f64::from(keys[token * d + c])).sum();
         dot / (d as f64).sqrt()
     };
     let logits: Vec<f64> = (first..tokens).map(logit).collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
     let weigh = |c: usize| -> f64 {
-        logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * stored(life.kind, values[t * d + c])).sum()
+        logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * f64::from(values[t * d + c])).sum()
     };
     (0..d).map(weigh).collect()
 }
@@ -79,10 +111,10 @@ proptest! {
         let (d, total) = (life.head_dim, life.steps.iter().sum());
         let plan = CachePlan {
             layers: 1, kv_heads: 1, head_dim: d, recent: life.recent, slots: 2, tokens: total, window: life.window,
-            keys: life.kind, values: life.kind,
+            keys: life.keys, values: life.values,
         };
         let layout = plan.head(life.kept).unwrap();
-        // A pool that held something else before: 0xff is NaN in both kinds.
+        // A pool that held something else before: 0xff is NaN in every kind.
         let mut memory = vec![[u64::MAX; 8]; layout.bytes() / 64];
         let mut seed = life.seed;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
@@ -120,22 +152,35 @@ proptest! {
             let mut scratch = vec![f32::NAN; attend::attend_len(life.group, d)];
             let window = life.window.unwrap_or(usize::MAX);
             attend::attend(&Plain, &head, &query, window, &mut scratch, &mut out).unwrap();
-            let thin = keys.len() / d - span.recent as usize;
-            for (out, query) in out.chunks(d).zip(query.chunks(d)) {
-                let expected = dense(&life, &keys, &values, query, thin, mask.as_ref());
-                for (a, b) in out.iter().zip(expected) {
-                    prop_assert!((f64::from(*a) - b).abs() < 2e-4, "{a} instead of {b} at {span:?}");
+            // What is stored is what came in: a number of the ring as it stores it, a quantised one within half a step.
+            let (stored_keys, stored_values) = contents(&life, &head);
+            let (thin, gone) = (span.prefix(), keys.len() / d - span.tokens());
+            for token in 0..span.tokens() {
+                for c in 0..d {
+                    let (at, from) = (token * d + c, (gone + token) * d + c);
+                    let key = if token < thin && !mask.unwrap().contains(c) { 0.0 } else { stored(life.keys, keys[from]) };
+                    let off = (stored_keys[at] - key).abs();
+                    prop_assert!(off <= if token < thin { tolerance(life.keys) } else { 0.0 }, "key {token} is off by {off}");
+                    let off = (stored_values[at] - stored(life.values, values[from])).abs();
+                    prop_assert!(off <= if token < thin { tolerance(life.values) } else { 0.0 }, "value {token} is off by {off}");
                 }
             }
-            if span.prefix() > 0 {
-                let (mut key, mut value) = (vec![0.0; life.kept], vec![0.0; d]);
-                head.read_prefix(0, &mut key, &mut value).unwrap();
-                let token = keys.len() / d - span.tokens();
-                for (x, channel) in key.iter().zip(mask.unwrap().channels()) {
-                    prop_assert_eq!(f64::from(*x), stored(life.kind, keys[token * d + channel]));
+            for block in 0..span.blocks as usize {
+                let (mut thin_keys, mut thin_values) = (vec![0.0; life.kept * BLOCK], vec![0.0; BLOCK * (d + 3)]);
+                head.read_key_block(block, &mut thin_keys).unwrap();
+                head.read_value_block(block, &mut thin_values, d + 3).unwrap();
+                for lane in if block == 0 { span.hidden as usize } else { 0 }..BLOCK {
+                    let token = block * BLOCK + lane - span.hidden as usize;
+                    for (row, channel) in mask.unwrap().channels().enumerate() {
+                        prop_assert_eq!(thin_keys[row * BLOCK + lane], stored_keys[token * d + channel]);
+                    }
+                    prop_assert_eq!(&thin_values[lane * (d + 3)..][..d], &stored_values[token * d..][..d]);
                 }
-                for (x, &y) in value.iter().zip(&values[token * d..]) {
-                    prop_assert_eq!(f64::from(*x), stored(life.kind, y));
+            }
+            for (out, query) in out.chunks(d).zip(query.chunks(d)) {
+                let expected = dense(&life, &stored_keys, &stored_values, query);
+                for (a, b) in out.iter().zip(expected) {
+                    prop_assert!((f64::from(*a) - b).abs() < 2e-4, "{a} instead of {b} at {span:?}");
                 }
             }
         }

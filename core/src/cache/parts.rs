@@ -1,0 +1,210 @@
+//! What an admission writes: thinned keys and moved values into blocks, the others into the ring.
+
+use super::Rows;
+use crate::{
+    Admission, BLOCK, ChannelMask, Error, HeadLayout,
+    quant::{CodeKind, GROUP},
+    storage::{Element, Form, elements, elements_mut},
+};
+use core::ops::Range;
+
+/// The parts of a head's bytes that one admission touches.
+pub(super) struct Parts<'a> {
+    pub(super) key_blocks: &'a mut [u8],
+    pub(super) value_blocks: &'a mut [u8],
+    pub(super) ring_keys: &'a mut [u8],
+    pub(super) ring_values: &'a mut [u8],
+}
+
+/// Where the whole tokens of an admission are: the first `held` in the ring, the others in rows.
+struct Whole<'a, E> {
+    ring: &'a [E],
+    held: usize,
+    /// Elements between two tokens and between two channels of the ring.
+    ring_steps: (usize, usize),
+    rows: &'a [f32],
+    row_stride: usize,
+}
+
+impl<E: Element> Whole<'_, E> {
+    #[inline(always)]
+    fn get(&self, token: usize, channel: usize) -> E {
+        if token < self.held {
+            self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1]
+        } else {
+            E::store(self.rows[(token - self.held) * self.row_stride + channel])
+        }
+    }
+
+    /// The number itself: what is not in the ring yet is not rounded to what the ring stores.
+    #[inline(always)]
+    fn number(&self, token: usize, channel: usize) -> f32 {
+        if token < self.held {
+            self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1].load()
+        } else {
+            self.rows[(token - self.held) * self.row_stride + channel]
+        }
+    }
+
+    /// Quantises a key block: `lanes` are tokens, `first` the first of them.
+    fn quantise_keys(
+        &self,
+        kind: CodeKind,
+        mask: &ChannelMask,
+        (lanes, first): (Range<usize>, usize),
+        block: &mut [u8],
+    ) -> Result<(), Error> {
+        let mut groups = kind.parts_mut(block, mask.kept())?;
+        for (group, channel) in mask.channels().enumerate() {
+            let mut numbers = [0.0; GROUP];
+            for (token, x) in (first..).zip(&mut numbers[lanes.clone()]) {
+                *x = self.number(token, channel);
+            }
+            // Hidden lanes must not widen the group's range.
+            let oldest = numbers[lanes.start];
+            numbers[..lanes.start].fill(oldest);
+            groups.put(group, group, &numbers);
+        }
+        Ok(())
+    }
+
+    /// Quantises a value block of `head_dim` channels; hidden lanes become zeros.
+    fn quantise_values(
+        &self,
+        kind: CodeKind,
+        head_dim: usize,
+        (lanes, first): (Range<usize>, usize),
+        block: &mut [u8],
+    ) -> Result<(), Error> {
+        let row = head_dim.div_ceil(GROUP);
+        let mut groups = kind.parts_mut(block, BLOCK * row)?;
+        for lane in 0..BLOCK {
+            for group in 0..row {
+                let channels = group * GROUP..head_dim.min((group + 1) * GROUP);
+                let mut numbers = [0.0; GROUP];
+                if lanes.contains(&lane) {
+                    let token = first + lane - lanes.start;
+                    let last = channels.end - 1;
+                    for (x, channel) in numbers.iter_mut().zip(channels.start..) {
+                        // A group that the head does not fill repeats its last channel.
+                        *x = self.number(token, channel.min(last));
+                    }
+                }
+                groups.put(lane * row + group, group * BLOCK + lane, &numbers);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Parts<'_> {
+    /// Thins the keys that leave the ring; `E` is what the ring stores.
+    pub(super) fn thin_keys<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        pages: &[u32],
+        mask: &ChannelMask,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let whole = Whole {
+            ring: elements::<E>(self.ring_keys)?,
+            held: admission.before.recent as usize,
+            ring_steps: (1, layout.ring_stride()),
+            rows: rows.keys,
+            row_stride: rows.stride,
+        };
+        for block in admission.new_blocks() {
+            let (lanes, first) = admission.lanes(block);
+            let bytes = &mut self.key_blocks[layout.key_block(pages[block] as usize)];
+            if let Form::Codes(kind) = layout.keys.form() {
+                whole.quantise_keys(kind, mask, (lanes, first), bytes)?;
+                continue;
+            }
+            let stored = elements_mut::<E>(bytes)?;
+            for (to, channel) in stored.chunks_exact_mut(BLOCK).zip(mask.channels()) {
+                // Hidden lanes are written too: a page may hold what another sequence left.
+                to[..lanes.start].fill(E::store(0.0));
+                for (token, to) in (first..).zip(&mut to[lanes.clone()]) {
+                    *to = whole.get(token, channel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the values that leave the ring into blocks; `E` is what the ring stores.
+    pub(super) fn move_values<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        pages: &[u32],
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let head_dim = layout.head_dim as usize;
+        let whole = Whole {
+            ring: elements::<E>(self.ring_values)?,
+            held: admission.before.recent as usize,
+            ring_steps: (head_dim, 1),
+            rows: rows.values,
+            row_stride: rows.stride,
+        };
+        for block in admission.new_blocks() {
+            let (lanes, first) = admission.lanes(block);
+            let start = layout.value_block(0).start;
+            let range = layout.value_block(pages[block] as usize);
+            let bytes = &mut self.value_blocks[range.start - start..range.end - start];
+            if let Form::Codes(kind) = layout.values.form() {
+                whole.quantise_values(kind, head_dim, (lanes, first), bytes)?;
+                continue;
+            }
+            let stored = elements_mut::<E>(bytes)?;
+            stored[..lanes.start * head_dim].fill(E::store(0.0));
+            for (token, to) in
+                (first..).zip(stored[lanes.start * head_dim..].chunks_exact_mut(head_dim)).take(lanes.len())
+            {
+                for (channel, to) in to.iter_mut().enumerate() {
+                    *to = whole.get(token, channel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn append_keys<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let (held, gone) = (admission.before.recent as usize, admission.thinned);
+        let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
+        let ring = elements_mut::<E>(self.ring_keys)?;
+        for (channel, lanes) in ring.chunks_exact_mut(layout.ring_stride()).take(layout.head_dim as usize).enumerate() {
+            lanes.copy_within(held - stay..held, 0);
+            for (token, lane) in (skip..admission.new).zip(&mut lanes[stay..]) {
+                *lane = E::store(rows.keys[token * rows.stride + channel]);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn append_values<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let head_dim = layout.head_dim as usize;
+        let (held, gone) = (admission.before.recent as usize, admission.thinned);
+        let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
+        let ring = elements_mut::<E>(self.ring_values)?;
+        ring.copy_within((held - stay) * head_dim..held * head_dim, 0);
+        for (token, to) in (skip..admission.new).zip(ring[stay * head_dim..].chunks_exact_mut(head_dim)) {
+            for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
+                *to = E::store(x);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+//! Asymmetric quantisation in groups of 32 numbers, as KIVI does it ([arXiv 2402.02750](https://arxiv.org/abs/2402.02750)):
+//! x ≈ code · scale + min.
+//!
+//! A group is 32 tokens of one key channel (keys have channels of very different size), or 32 channels of one token's
+//! value. Scale and minimum are binary16, rounded so that every number of the group is inside of what the codes can say:
+//! no number is off by more than half a step.
+
+use crate::{
+    BLOCK, Error,
+    storage::{Element, elements, elements_mut},
+};
+use half::f16;
+
+/// Numbers of a group.
+pub const GROUP: usize = BLOCK;
+
+/// Integer codes that numbers are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum CodeKind {
+    /// 0..=255, one a byte.
+    Int8,
+    /// 0..=15, two a byte: byte i of a group holds code i in its low half and code i + 16 in its high half.
+    Int4,
+}
+
+impl CodeKind {
+    /// The largest code.
+    #[must_use]
+    pub const fn largest(self) -> u8 {
+        match self {
+            Self::Int8 => 255,
+            Self::Int4 => 15,
+        }
+    }
+
+    /// Bytes of the codes of a group.
+    #[must_use]
+    pub const fn group_bytes(self) -> usize {
+        match self {
+            Self::Int8 => GROUP,
+            Self::Int4 => GROUP / 2,
+        }
+    }
+
+    /// Bytes of `groups` groups with their scales and minima.
+    #[must_use]
+    pub const fn bytes(self, groups: usize) -> usize {
+        groups * (self.group_bytes() + 2 * size_of::<f16>())
+    }
+
+    /// Code `index` of a group.
+    #[inline(always)]
+    #[must_use]
+    pub fn code(self, codes: &[u8], index: usize) -> u8 {
+        match self {
+            Self::Int8 => codes[index],
+            Self::Int4 => codes[index % 16] >> (index / 16 * 4) & 15,
+        }
+    }
+
+    /// The parts of `bytes`, which start with `groups` groups: codes, then scales, then minima.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where `bytes` is too short or not aligned for binary16.
+    pub fn parts(self, bytes: &[u8], groups: usize) -> Result<Groups<'_>, Error> {
+        let (needed, actual) = (self.bytes(groups), bytes.len());
+        let bytes = bytes.get(..needed).ok_or(Error::Length { what: "quantised groups", expected: needed, actual })?;
+        let (codes, affine) = bytes.split_at(groups * self.group_bytes());
+        let (scales, mins) = elements::<f16>(affine)?.split_at(groups);
+        Ok(Groups { kind: self, codes, scales, mins })
+    }
+
+    /// [`parts`](Self::parts), for writing.
+    ///
+    /// # Errors
+    /// As [`parts`](Self::parts).
+    pub(crate) fn parts_mut(self, bytes: &mut [u8], groups: usize) -> Result<GroupsMut<'_>, Error> {
+        let (needed, actual) = (self.bytes(groups), bytes.len());
+        let bytes =
+            bytes.get_mut(..needed).ok_or(Error::Length { what: "quantised groups", expected: needed, actual })?;
+        let (codes, affine) = bytes.split_at_mut(groups * self.group_bytes());
+        let (scales, mins) = elements_mut::<f16>(affine)?.split_at_mut(groups);
+        Ok(GroupsMut { kind: self, codes, scales, mins })
+    }
+}
+
+/// Quantised groups, for reading.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups<'a> {
+    /// How the codes are stored.
+    pub kind: CodeKind,
+    /// The codes, group after group, [`CodeKind::group_bytes`] each.
+    pub codes: &'a [u8],
+    /// Scales, one a group.
+    pub scales: &'a [f16],
+    /// Minima, one a group.
+    pub mins: &'a [f16],
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Groups<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Groups {{ kind: {}, groups: {=usize} }}", self.kind, self.scales.len());
+    }
+}
+
+impl Groups<'_> {
+    /// Number `index` of the group whose codes are the `group`-th and whose scale and minimum are the `affine`-th.
+    ///
+    /// # Panics
+    /// Where there is no such group.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self, group: usize, affine: usize, index: usize) -> f32 {
+        let bytes = self.kind.group_bytes();
+        let code = self.kind.code(&self.codes[group * bytes..(group + 1) * bytes], index);
+        f32::from(code) * self.scales[affine].load() + self.mins[affine].load()
+    }
+}
+
+/// Quantised groups, for writing.
+pub(crate) struct GroupsMut<'a> {
+    kind: CodeKind,
+    codes: &'a mut [u8],
+    scales: &'a mut [f16],
+    mins: &'a mut [f16],
+}
+
+impl GroupsMut<'_> {
+    /// Stores a group's codes as the `group`-th, its scale and minimum as the `affine`-th.
+    pub(crate) fn put(&mut self, group: usize, affine: usize, numbers: &[f32; GROUP]) {
+        let bytes = self.kind.group_bytes();
+        let codes = &mut self.codes[group * bytes..(group + 1) * bytes];
+        (self.scales[affine], self.mins[affine]) = quantise(self.kind, numbers, codes);
+    }
+}
+
+/// Writes the codes of `numbers` and returns their scale and minimum. A number that is not one makes the minimum one that
+/// is not: it stays visible.
+fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8]) -> (f16, f16) {
+    const LARGEST: f32 = 65504.0;
+    let (mut least, mut most, mut nan) = (f32::INFINITY, f32::NEG_INFINITY, false);
+    for &x in numbers {
+        least = if x < least { x } else { least };
+        most = if x > most { x } else { most };
+        nan |= x.is_nan();
+    }
+    if nan {
+        codes.fill(0);
+        return (f16::ZERO, f16::NAN);
+    }
+    let (least, most) = (least.clamp(-LARGEST, LARGEST), most.clamp(-LARGEST, LARGEST));
+    let mut min = <f16 as Element>::store(least);
+    if min.load() > least {
+        min = below(min);
+    }
+    let offset = min.load();
+    let levels = f32::from(kind.largest());
+    let mut scale = <f16 as Element>::store((most - offset) / levels);
+    if scale.load() * levels < most - offset {
+        scale = f16::from_bits(scale.to_bits() + 1);
+    }
+    let step = scale.load();
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    // The cast saturates; half a step up rounds to the nearest.
+    let code = |x: f32| ((x - offset) * inverse + 0.5).min(levels) as u8;
+    match kind {
+        CodeKind::Int8 => {
+            for (to, &x) in codes.iter_mut().zip(numbers) {
+                *to = code(x);
+            }
+        }
+        CodeKind::Int4 => {
+            let (low, high) = numbers.split_at(GROUP / 2);
+            for ((to, &low), &high) in codes.iter_mut().zip(low).zip(high) {
+                *to = code(low) | code(high) << 4;
+            }
+        }
+    }
+    (scale, min)
+}
+
+/// The next smaller binary16 of a finite one.
+fn below(x: f16) -> f16 {
+    match x.to_bits() {
+        0 => f16::from_bits(0x8001),
+        bits if bits & 0x8000 == 0 => f16::from_bits(bits - 1),
+        // The most negative number stays: numbers were brought into range before.
+        bits => f16::from_bits((bits + 1).min(0xfbff)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+
+    proptest! {
+        #[test]
+        fn no_number_is_off_by_more_than_half_a_step(
+            numbers in prop::array::uniform32(prop_oneof![-70000.0f32..70000.0, -1.0f32..1.0, -1e-6f32..1e-6, Just(0.0)]),
+            shift in prop_oneof![Just(0.0f32), -100.0f32..100.0],
+            flat in any::<bool>(),
+        ) {
+            let numbers = numbers.map(|x| if flat { shift } else { (x + shift).clamp(-65504.0, 65504.0) });
+            for kind in [CodeKind::Int8, CodeKind::Int4] {
+                let mut memory = vec![0u16; kind.bytes(2) / 2];
+                let bytes = bytemuck::cast_slice_mut(&mut memory);
+                kind.parts_mut(bytes, 2).unwrap().put(1, 0, &numbers);
+                let groups = kind.parts(bytes, 2).unwrap();
+                let (least, most) = numbers.iter().fold((f32::MAX, f32::MIN), |(l, m), &x| (l.min(x), m.max(x)));
+                // Scale and minimum are rounded outwards, by a part in 2048 or the least binary16.
+                let span = f64::from(most) - f64::from(least) + f64::from(least.abs()) / 1024.0 + 6e-8;
+                let step = span * (1.0 + 1.0 / 1024.0) / f64::from(kind.largest()) + 6e-8;
+                for (index, &x) in numbers.iter().enumerate() {
+                    let off = (f64::from(groups.get(1, 0, index)) - f64::from(x)).abs();
+                    prop_assert!(off <= step / 2.0 + 4e-7 * f64::from(x.abs() + least.abs()), "{x} is off by {off}, step {step}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn codes_lie_where_they_are_said_to() {
+        let numbers: [f32; 32] = core::array::from_fn(|i| i as f32);
+        let mut memory = [0u16; 10];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        CodeKind::Int4.parts_mut(bytes, 1).unwrap().put(0, 0, &core::array::from_fn(|i| (i % 16) as f32));
+        assert_eq!(bytes[3], 0x33);
+        CodeKind::Int4.parts_mut(bytes, 1).unwrap().put(0, 0, &core::array::from_fn(|i| (i / 2) as f32));
+        assert_eq!(bytes[3], 0x91);
+        let mut memory = [0u16; 18];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, 0, &numbers.map(|x| x * 255.0 / 31.0));
+        assert_eq!((bytes[0], bytes[31]), (0, 255));
+    }
+
+    #[test]
+    fn what_is_no_number_stays_visible() {
+        let mut numbers = [1.0; 32];
+        numbers[7] = f32::NAN;
+        let mut memory = [0u16; 18];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, 0, &numbers);
+        assert!(CodeKind::Int8.parts(bytes, 1).unwrap().mins[0].is_nan());
+        assert!(CodeKind::Int8.parts(bytes, 2).is_err());
+    }
+
+    #[test]
+    fn infinities_are_brought_into_range() {
+        let mut numbers = [0.0; 32];
+        (numbers[0], numbers[1]) = (f32::INFINITY, f32::NEG_INFINITY);
+        let mut memory = [0u16; 18];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, 0, &numbers);
+        let groups = CodeKind::Int8.parts(bytes, 1).unwrap();
+        assert!((groups.get(0, 0, 0) - 65504.0).abs() < 300.0 && (groups.get(0, 0, 1) + 65504.0).abs() < 300.0);
+    }
+}
