@@ -22,6 +22,8 @@ struct Case {
     recent: usize,
     window: Option<usize>,
     kept: [usize; KV_HEADS],
+    keys: StorageKind,
+    values: StorageKind,
     /// Tokens of each admission, and the slot it goes to.
     steps: Vec<(usize, usize)>,
     seed: u64,
@@ -30,13 +32,16 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let head_dim = prop_oneof![Just(16usize), Just(24), Just(64)];
     let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
-    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, any::<u64>()).prop_flat_map(
-        |(head_dim, recent, window, steps, seed)| {
+    let kind = || prop::sample::select(&StorageKind::ALL[..]);
+    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, [kind(), kind()], any::<u64>()).prop_flat_map(
+        |(head_dim, recent, window, steps, [keys, values], seed)| {
             [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
                 head_dim,
                 recent,
                 window,
                 kept,
+                keys,
+                values,
                 steps: steps.clone(),
                 seed,
             })
@@ -60,6 +65,28 @@ struct Story {
 }
 
 impl Story {
+    /// Rounds what the cache holds to what it made of it: that this is near is for the core's tests.
+    fn round(&mut self, case: &Case, cache: &ThinCache, slot: usize, seen: usize) {
+        let d = case.head_dim;
+        for kv in 0..KV_HEADS {
+            let view = cache.head(0, kv, slot, true).unwrap();
+            let (mut thin, mut key, mut value) = (vec![0.0; case.kept[kv]], vec![0.0; d], vec![0.0; d]);
+            let (prefix, first) = (view.span().prefix(), seen - view.span().tokens());
+            for token in 0..view.span().tokens() {
+                let at = ((first + token) * KV_HEADS + kv) * d;
+                if token < prefix {
+                    view.read_prefix(token, &mut thin, &mut value).unwrap();
+                    let channels = view.mask().unwrap().channels();
+                    channels.zip(&thin).for_each(|(channel, &x)| self.keys[at + channel] = x);
+                } else {
+                    view.read_recent(token - prefix, &mut key, &mut value).unwrap();
+                    self.keys[at..at + d].copy_from_slice(&key);
+                }
+                self.values[at..at + d].copy_from_slice(&value);
+            }
+        }
+    }
+
     /// The attention output of query head `head` for the token at `position`, when tokens `..thin` are thin.
     fn attend(
         &self,
@@ -100,8 +127,8 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         slots: 2,
         tokens,
         window: case.window,
-        keys: StorageKind::F32,
-        values: StorageKind::F32,
+        keys: case.keys,
+        values: case.values,
     };
     let mut cache = ThinCache::new(plan, 32, |_, head| case.kept[head]).unwrap();
     prop_assert_eq!(cache.allocated(), cache.planned().total());
@@ -129,6 +156,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         admit(&mut cache, 0, slot, new, fused).unwrap();
         if !exact {
             attention::decode((&pool, level), &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
+            stories[slot].round(case, &cache, slot, before + new);
         }
         let after = before + new;
         let thin =
@@ -141,6 +169,9 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
                     prop_assert!((f64::from(*a) - b).abs() < 2e-4, "row {row} head {head}: {a} instead of {b}");
                 }
             }
+        }
+        if exact {
+            stories[slot].round(case, &cache, slot, after);
         }
         cache.commit(slot);
         prop_assert_eq!(cache.position(slot), after);

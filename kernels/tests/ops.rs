@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use std::ops::Range;
 use thinkey_core::{CachePlan, StorageKind};
 use thinkey_kernels::{
-    cpu::{Cpu, rows::Pairs, simd::Level},
+    cpu::{Cpu, cache::CacheError, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
     ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, ThinOps},
     reference::Reference,
@@ -255,4 +255,22 @@ fn a_score_that_is_no_number_is_an_error() {
     }
     refuses(Cpu::new(1, Level::best()).unwrap(), plan, heads);
     refuses(Reference::<Backend>::default(), plan, heads);
+}
+
+#[test]
+fn the_reference_refuses_quantised_storage() {
+    let plan = CachePlan {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 16,
+        recent: 32,
+        slots: 1,
+        tokens: 100,
+        window: None,
+        keys: StorageKind::F16,
+        values: StorageKind::Int8,
+    };
+    let error = Reference::<Backend>::default().cache(plan, 32, &|_, _| 8).unwrap_err();
+    assert_eq!(error, CacheError::Kind { kind: StorageKind::Int8 });
+    assert!(error.to_string().contains("int8 caches are not to be had"));
 }

@@ -255,22 +255,26 @@ fn pack<'p>(
             1 => (0, span.recent as usize),
             _ => (0, rows),
         };
-        for token in 0..tokens {
-            match index {
-                0 => past.read_prefix(token, &mut key[..kept], &mut value)?,
-                1 => past.read_recent(token, &mut key, &mut value)?,
-                _ => {
+        if index == 0 {
+            for block in 0..span.blocks as usize {
+                past.read_key_block(block, &mut keys[block * BLOCK * channels..][..BLOCK * channels])?;
+                past.read_value_block(block, &mut values[block * BLOCK * padded..][..BLOCK * padded], padded)?;
+            }
+        } else {
+            for token in 0..tokens {
+                if index == 1 {
+                    past.read_recent(token, &mut key, &mut value)?;
+                } else {
                     let row = &fused.data[token * fused.stride..];
                     key.copy_from_slice(&row[fused.keys + kv_head * head_dim..][..head_dim]);
                     value.copy_from_slice(&row[fused.values + kv_head * head_dim..][..head_dim]);
                 }
+                let block = &mut keys[token / BLOCK * BLOCK * channels..];
+                for (channel, &x) in key[..channels].iter().enumerate() {
+                    block[channel * BLOCK + token % BLOCK] = x;
+                }
+                values[token * padded..][..head_dim].copy_from_slice(&value);
             }
-            let lane = token + hidden;
-            let block = &mut keys[lane / BLOCK * BLOCK * channels..];
-            for (channel, &x) in key[..channels].iter().enumerate() {
-                block[channel * BLOCK + lane % BLOCK] = x;
-            }
-            values[lane * padded..][..head_dim].copy_from_slice(&value);
         }
         let before = match index {
             0 => span.tokens() as isize + hidden as isize,

@@ -1,7 +1,9 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
 use crate::ops::Cache;
-use thinkey_core::{Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span};
+use thinkey_core::{
+    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span, StorageKind,
+};
 
 /// One cache line: the unit in which the arena is allocated, so that every part of it is aligned.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -14,6 +16,12 @@ pub enum CacheError {
     /// The plan cannot be.
     #[error("the cache cannot be planned: {0}")]
     Plan(#[from] Error),
+    /// The device has no such storage.
+    #[error("{} caches are not to be had on this device; store keys and values as f16 or f32", kind.name())]
+    Kind {
+        /// The kind asked for.
+        kind: StorageKind,
+    },
     /// The system refuses the memory.
     #[error("no memory for a cache of {bytes} bytes; lower the context or raise λ")]
     Memory {

@@ -9,8 +9,10 @@ use std::ops::Range;
 use thinkey_core::{
     BLOCK, Error, Loops,
     attend::{KeyLanes, ValueRows},
-    storage::{Element, StorageKind},
+    storage::{Element, FloatKind, Form},
 };
+
+mod codes;
 
 /// Query heads that are served from one pass over a block; a larger group takes several passes over what is then in
 /// the first-level cache.
@@ -31,9 +33,17 @@ impl Loops for SimdLoops {
         score_stride: usize,
     ) -> Result<(), Error> {
         need("queries", group * keys.channels, queries.len())?;
-        need("keys", rows(keys.channels, keys.stride, BLOCK) * keys.kind.element_bytes(), keys.bytes.len())?;
         need("scores", rows(group, score_stride, BLOCK), scores.len())?;
-        self.0.dispatch(KeyScores { keys, queries, group, scores, score_stride });
+        match keys.kind.form() {
+            Form::Float(kind) => {
+                need("keys", rows(keys.channels, keys.stride, BLOCK) * kind.bytes(), keys.bytes.len())?;
+                self.0.dispatch(KeyScores { kind, keys, queries, group, scores, score_stride });
+            }
+            Form::Codes(kind) => {
+                let keys = kind.parts(keys.bytes, keys.channels)?;
+                self.0.dispatch(codes::KeyScores { keys, queries, group, scores, score_stride });
+            }
+        }
         Ok(())
     }
 
@@ -50,10 +60,22 @@ impl Loops for SimdLoops {
         if lanes.is_empty() {
             return Ok(());
         }
-        need("values", lanes.end * values.head_dim * values.kind.element_bytes(), values.bytes.len())?;
         need("weights", rows(group, weight_stride, lanes.end), weights.len())?;
         need("mixed values", group * values.head_dim, mixed.len())?;
-        self.0.dispatch(MixValues { values, lanes, weights, weight_stride, group, mixed });
+        match values.kind.form() {
+            Form::Float(kind) => {
+                need("values", lanes.end * values.head_dim * kind.bytes(), values.bytes.len())?;
+                self.0.dispatch(MixValues { kind, values, lanes, weights, weight_stride, group, mixed });
+            }
+            Form::Codes(kind) => {
+                if lanes.end > BLOCK {
+                    return Err(Error::Index { what: "lane", index: lanes.end, limit: BLOCK + 1 });
+                }
+                let head_dim = values.head_dim;
+                let values = kind.parts(values.bytes, BLOCK * head_dim.div_ceil(codes::GROUP))?;
+                self.0.dispatch(codes::MixValues { values, head_dim, lanes, weights, weight_stride, group, mixed });
+            }
+        }
         Ok(())
     }
 
@@ -82,13 +104,13 @@ fn need(what: &'static str, expected: usize, actual: usize) -> Result<(), Error>
 
 /// Sixteen stored numbers from element `at` on.
 #[inline(always)]
-fn load<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> S::F32 {
+fn load<S: Simd>(simd: S, kind: FloatKind, bytes: &[u8], at: usize) -> S::F32 {
     match kind {
-        StorageKind::F16 => match bytes[2 * at..].first_chunk() {
+        FloatKind::F16 => match bytes[2 * at..].first_chunk() {
             Some(bytes) => simd.load_f16(bytes),
             None => simd.splat(0.0),
         },
-        _ => {
+        FloatKind::F32 => {
             let mut values = [0.0; LANES];
             for (value, bytes) in values.iter_mut().zip(bytes[4 * at..].as_chunks().0) {
                 *value = f32::from_le_bytes(*bytes);
@@ -100,10 +122,10 @@ fn load<S: Simd>(simd: S, kind: StorageKind, bytes: &[u8], at: usize) -> S::F32 
 
 /// One stored number.
 #[inline(always)]
-fn load_one(kind: StorageKind, bytes: &[u8], at: usize) -> f32 {
+fn load_one(kind: FloatKind, bytes: &[u8], at: usize) -> f32 {
     match kind {
-        StorageKind::F16 => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).load(),
-        _ => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
+        FloatKind::F16 => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).load(),
+        FloatKind::F32 => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
     }
 }
 
@@ -137,8 +159,10 @@ macro_rules! with_heads {
         }
     };
 }
+use with_heads;
 
 struct KeyScores<'a> {
+    kind: FloatKind,
     keys: KeyLanes<'a>,
     queries: &'a [f32],
     group: usize,
@@ -154,11 +178,9 @@ impl Kernel for KeyScores<'_> {
         let mut head = 0;
         while head < self.group {
             let count = (self.group - head).min(HEADS);
-            match self.keys.kind {
-                StorageKind::F16 => {
-                    with_heads!(count, N => self.heads::<S, N>(simd, StorageKind::F16, head));
-                }
-                kind => with_heads!(count, N => self.heads::<S, N>(simd, kind, head)),
+            match self.kind {
+                FloatKind::F16 => with_heads!(count, N => self.heads::<S, N>(simd, FloatKind::F16, head)),
+                FloatKind::F32 => with_heads!(count, N => self.heads::<S, N>(simd, FloatKind::F32, head)),
             }
             head += count;
         }
@@ -167,7 +189,7 @@ impl Kernel for KeyScores<'_> {
 
 impl KeyScores<'_> {
     #[inline(always)]
-    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: StorageKind, head: usize) {
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: FloatKind, head: usize) {
         let KeyLanes { channels, stride, bytes, .. } = self.keys;
         let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][..channels]);
         let mut sums = [[simd.splat(0.0); 2]; N];
@@ -188,6 +210,7 @@ impl KeyScores<'_> {
 }
 
 struct MixValues<'a> {
+    kind: FloatKind,
     values: ValueRows<'a>,
     lanes: Range<usize>,
     weights: &'a [f32],
@@ -204,11 +227,9 @@ impl Kernel for MixValues<'_> {
         let mut head = 0;
         while head < self.group {
             let count = (self.group - head).min(HEADS);
-            match self.values.kind {
-                StorageKind::F16 => {
-                    with_heads!(count, N => self.heads::<S, N>(simd, StorageKind::F16, head));
-                }
-                kind => with_heads!(count, N => self.heads::<S, N>(simd, kind, head)),
+            match self.kind {
+                FloatKind::F16 => with_heads!(count, N => self.heads::<S, N>(simd, FloatKind::F16, head)),
+                FloatKind::F32 => with_heads!(count, N => self.heads::<S, N>(simd, FloatKind::F32, head)),
             }
             head += count;
         }
@@ -217,7 +238,7 @@ impl Kernel for MixValues<'_> {
 
 impl MixValues<'_> {
     #[inline(always)]
-    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: StorageKind, head: usize) {
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: FloatKind, head: usize) {
         let ValueRows { bytes, head_dim, .. } = self.values;
         let weights: [&[f32]; N] =
             std::array::from_fn(|n| &self.weights[(head + n) * self.weight_stride..][..self.lanes.end]);
@@ -335,19 +356,40 @@ pub(super) fn exponential(x: f32) -> f32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use thinkey_core::Plain;
+    use thinkey_core::{Plain, StorageKind, quant::CodeKind};
 
-    /// Stored numbers on a cache line, as the cache has them.
-    fn stored(kind: StorageKind, numbers: &[f32]) -> Vec<[u64; 8]> {
-        let mut lines = vec![[0u64; 8]; (numbers.len() * kind.element_bytes()).div_ceil(64)];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
-        for (to, &x) in bytes.chunks_exact_mut(kind.element_bytes()).zip(numbers) {
-            match kind {
-                StorageKind::F16 => to.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
-                _ => to.copy_from_slice(&x.to_le_bytes()),
+    /// Numbers on cache lines, as the cache has them, and how many bytes they are: any codes for as many groups of 32,
+    /// scales and minima between -1 and 1, where `kind` is quantised.
+    fn stored(kind: StorageKind, seed: &mut u64, len: usize) -> (Vec<[u64; 8]>, usize) {
+        let size = match kind.form() {
+            Form::Float(kind) => len * kind.bytes(),
+            Form::Codes(kind) => kind.bytes(len.div_ceil(codes::GROUP)),
+        };
+        let mut lines = vec![[0u64; 8]; size.div_ceil(64)];
+        let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut lines)[..size];
+        let floats = |bytes: &mut [u8], seed: &mut u64| {
+            bytes.chunks_exact_mut(2).for_each(|to| to.copy_from_slice(&f16::from_f32(number(seed)).to_le_bytes()));
+        };
+        match kind.form() {
+            Form::Float(FloatKind::F16) => floats(bytes, seed),
+            Form::Float(FloatKind::F32) => {
+                bytes.chunks_exact_mut(4).for_each(|to| to.copy_from_slice(&number(seed).to_le_bytes()));
+            }
+            Form::Codes(kind) => {
+                let (codes, affine) = bytes.split_at_mut(len.div_ceil(codes::GROUP) * kind.group_bytes());
+                codes.iter_mut().for_each(|code| *code = (number(seed) * 128.0 + 128.0) as u8);
+                floats(affine, seed);
             }
         }
-        lines
+        (lines, size)
+    }
+
+    /// How far a level may be off: rounding of sums of numbers up to 1, or of codes up to the largest.
+    fn tolerance(kind: StorageKind) -> f32 {
+        match kind.form() {
+            Form::Float(_) => 1e-4,
+            Form::Codes(kind) => 2e-4 * f32::from(CodeKind::largest(kind)),
+        }
     }
 
     fn number(seed: &mut u64) -> f32 {
@@ -365,23 +407,20 @@ mod tests {
             channels in 1usize..=130,
             extra in 0usize..3,
             group in 1usize..=9,
-            half in any::<bool>(),
+            kind in prop::sample::select(&StorageKind::ALL[..]),
             lanes in (0usize..=32, 0usize..=32),
             mut seed in any::<u64>(),
         ) {
-            let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
-            let size = kind.element_bytes();
-            let stride = BLOCK * (1 + extra);
-            let len = (channels - 1) * stride + BLOCK;
-            let lines = stored(kind, &numbers(&mut seed, len));
-            let keys = KeyLanes { kind, bytes: &bytemuck::cast_slice(&lines)[..len * size], channels, stride };
+            let stride = if matches!(kind.form(), Form::Float(_)) { BLOCK * (1 + extra) } else { BLOCK };
+            let (lines, size) = stored(kind, &mut seed, (channels - 1) * stride + BLOCK);
+            let keys = KeyLanes { kind, bytes: &bytemuck::cast_slice(&lines)[..size], channels, stride };
             let queries = numbers(&mut seed, group * channels);
             let mut expected = vec![0.0; group * 40];
             Plain.key_scores(keys, &queries, group, &mut expected, 40).unwrap();
 
-            let row_len = BLOCK * channels;
-            let lines = stored(kind, &numbers(&mut seed, row_len));
-            let values = ValueRows { kind, bytes: &bytemuck::cast_slice(&lines)[..row_len * size], head_dim: channels };
+            let row = if matches!(kind.form(), Form::Float(_)) { channels } else { channels.next_multiple_of(codes::GROUP) };
+            let (lines, size) = stored(kind, &mut seed, BLOCK * row);
+            let values = ValueRows { kind, bytes: &bytemuck::cast_slice(&lines)[..size], head_dim: channels };
             let weights = numbers(&mut seed, group * 40);
             let before = numbers(&mut seed, group * channels);
             let lanes = lanes.0.min(lanes.1)..lanes.0.max(lanes.1);
@@ -395,7 +434,7 @@ mod tests {
                 let mut mix = before.clone();
                 loops.mix_values(values, lanes.clone(), &weights, 40, group, &mut mix).unwrap();
                 for (a, b) in scores.iter().chain(&mix).zip(expected.iter().chain(&expected_mix)) {
-                    prop_assert!((a - b).abs() < 1e-4, "{}: {a} instead of {b}", level.name());
+                    prop_assert!((a - b).abs() < tolerance(kind), "{}: {a} instead of {b}", level.name());
                 }
             }
         }

@@ -130,6 +130,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// [`load_i8`](Self::load_i8) for bytes in registers, four a word, the lowest first.
     fn i8_words(self, words: [u32; 4]) -> Self::F32;
 
+    /// Sixteen bytes as floats, 0 to 255.
+    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32;
+
+    /// The sixteen low and the sixteen high halves of `bytes` as floats, 0 to 15.
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; LANES]) -> [Self::F32; 2] {
+        self.nibbles::<0>(bytes, Affine::scale(1.0), Affine::scale(1.0))
+    }
+
     /// Sixteen floats, little-endian.
     fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32;
 
@@ -199,9 +208,15 @@ mod tests {
             let words = [words[0], words[1], words[2], words[3]];
             let eight = s.f16x8(words);
             let wide: &[u8; 64] = &[*bytes; 2].concat().try_into().unwrap();
-            let more = [s.i8_words(words), s.load_f32(wide), s.splat_f16(&[bytes[0], bytes[1]])];
-            let halves = s.load(&[eight; 2].concat().try_into().unwrap());
-            let vectors = exact.into_iter().chain(more).chain([halves]).chain(s.transpose(rows)).chain(close);
+            let more = [s.i8_words(words), s.load_f32(wide), s.splat_f16(&[bytes[0], bytes[1]]), s.load_u8(half)];
+            let eight = s.load(&[eight; 2].concat().try_into().unwrap());
+            let vectors = exact
+                .into_iter()
+                .chain(more)
+                .chain(s.halves(half))
+                .chain([eight])
+                .chain(s.transpose(rows))
+                .chain(close);
             vectors
                 .map(|v| {
                     let mut out = [0.0; LANES];
@@ -213,7 +228,7 @@ mod tests {
     }
 
     /// Vectors at the start of the output of [`Everything`] that round nowhere, or once.
-    const EXACT: usize = 9 + LANES;
+    const EXACT: usize = 12 + LANES;
 
     proptest! {
         #[test]
@@ -243,7 +258,7 @@ mod tests {
             [Affine { scale: 2.0, min: 1.0 }, Affine::scale(0.5)]
         }));
         // Row r of the matrix is lane + r, so its transpose is the same.
-        assert_eq!(out[9 + 3], std::array::from_fn(|i| i as f32 + 3.0));
+        assert_eq!(out[12 + 3], std::array::from_fn(|i| i as f32 + 3.0));
         // Nibbles 1 and 2: 1·2+1 and 2·0.5; less eight: -7·2+1 and -6·0.5.
         assert_eq!(
             [out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]],

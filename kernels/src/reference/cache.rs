@@ -1,9 +1,12 @@
 //! A thin cache of plain tensors.
 
-use crate::ops::{Cache, Heads};
+use crate::{
+    cpu::cache::CacheError,
+    ops::{Cache, Heads},
+};
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
-use thinkey_core::{Admission, CacheBytes, CachePlan, Error, Span, StorageKind};
+use thinkey_core::{Admission, CacheBytes, CachePlan, Error, Span, StorageKind, storage::Form};
 
 /// Keys and values of consecutive tokens of one head, stored as the plan says.
 #[derive(Clone, Debug)]
@@ -88,13 +91,16 @@ pub struct ReferenceCache<B: Backend> {
 }
 
 impl<B: Backend> ReferenceCache<B> {
-    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache).
+    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache), but not of quantised kinds.
     pub(super) fn new(
         device: &B::Device,
         plan: CachePlan,
         window: usize,
         kept: &dyn Fn(usize, usize) -> usize,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, CacheError> {
+        if let Some(kind) = [plan.keys, plan.values].into_iter().find(|kind| matches!(kind.form(), Form::Codes(_))) {
+            return Err(CacheError::Kind { kind });
+        }
         let heads = plan.layers * plan.kv_heads;
         Ok(Self {
             device: device.clone(),

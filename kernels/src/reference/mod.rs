@@ -95,7 +95,7 @@ impl<B: Backend> ThinOps for Reference<B> {
         window: usize,
         kept: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Self::Cache, CacheError> {
-        Ok(ReferenceCache::new(&self.device, plan, window, kept)?)
+        ReferenceCache::new(&self.device, plan, window, kept)
     }
 
     fn embed(&mut self, table: &Self::Linear, tokens: &[u32], _: Rows<Self>) -> Rows<Self> {

@@ -58,7 +58,7 @@ pub struct CacheOptions {
     /// Tokens the cache is planned for [default: generate: prompt and answer; chat: the model's context, at most 8192]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// How keys and values are stored
+    /// How keys and values are stored; the newest tokens of int8 and int4 stay in f16
     #[arg(long, default_value = "f16")]
     kv_type: KvType,
 }
@@ -68,6 +68,10 @@ pub struct CacheOptions {
 pub enum KvType {
     F32,
     F16,
+    /// 8-bit codes in groups of 32
+    Int8,
+    /// 4-bit codes in groups of 32
+    Int4,
 }
 
 impl From<KvType> for StorageKind {
@@ -75,6 +79,8 @@ impl From<KvType> for StorageKind {
         match kind {
             KvType::F32 => Self::F32,
             KvType::F16 => Self::F16,
+            KvType::Int8 => Self::Int8,
+            KvType::Int4 => Self::Int4,
         }
     }
 }

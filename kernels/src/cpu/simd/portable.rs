@@ -83,6 +83,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32 {
+        bytes.map(f32::from)
+    }
+
+    #[inline(always)]
     fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
         let (floats, _) = bytes.as_chunks();
         std::array::from_fn(|i| f32::from_le_bytes(floats[i]))

@@ -140,6 +140,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32 {
+        let p = bytes.as_ptr();
+        // SAFETY: sixteen bytes are readable at `p`, eight of them from p + 8.
+        unsafe {
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32 {
         let p = bytes.as_ptr();
         // SAFETY: 64 bytes are readable at `p`, 32 of them from p + 32; x86 is little-endian.
@@ -318,6 +330,12 @@ impl Simd for Avx512 {
         let [a, b, c, d] = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()];
         // SAFETY: see `splat`.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_setr_epi32(a, b, c, d))) }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32 {
+        // SAFETY: sixteen bytes are readable there.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
 
     #[inline(always)]

@@ -1,0 +1,191 @@
+//! The inner loops of decode attention over quantised blocks.
+//!
+//! A group's scale and minimum are the same for 32 tokens of a key channel, so they go into the query and not into the
+//! keys: Σ_c q_c·(code_c·s_c + m_c) = Σ_c (q_c·s_c)·code_c + Σ_c q_c·m_c. In the same way the scale of a token's values
+//! goes into its weight. What is left in the loop is to widen codes and to multiply and add.
+
+use super::{HEADS, LANES, Simd, store, with_heads};
+use crate::cpu::simd::Kernel;
+use half::f16;
+use std::ops::Range;
+use thinkey_core::{
+    BLOCK, MAX_HEAD_DIM,
+    quant::{CodeKind, Groups},
+    storage::Element,
+};
+
+pub(super) use thinkey_core::quant::GROUP;
+
+/// The codes of a group as floats.
+#[inline(always)]
+fn load<S: Simd>(simd: S, kind: CodeKind, codes: &[u8]) -> [S::F32; 2] {
+    match kind {
+        CodeKind::Int8 => match codes.as_chunks() {
+            ([low, high], _) => [simd.load_u8(low), simd.load_u8(high)],
+            _ => [simd.splat(0.0); 2],
+        },
+        CodeKind::Int4 => match codes.first_chunk() {
+            Some(codes) => simd.halves(codes),
+            None => [simd.splat(0.0); 2],
+        },
+    }
+}
+
+/// `halves` as floats into the front of `out`.
+#[inline(always)]
+fn widen<S: Simd>(simd: S, halves: &[f16], out: &mut [f32]) {
+    let (vectors, _) = bytemuck::cast_slice::<f16, u8>(halves).as_chunks::<{ 2 * LANES }>();
+    let (outs, rest) = out[..halves.len()].as_chunks_mut::<LANES>();
+    for (vector, out) in vectors.iter().zip(outs) {
+        simd.store(simd.load_f16(vector), out);
+    }
+    for (half, out) in halves[LANES * vectors.len()..].iter().zip(rest) {
+        *out = half.load();
+    }
+}
+
+pub(super) struct KeyScores<'a> {
+    pub(super) keys: Groups<'a>,
+    pub(super) queries: &'a [f32],
+    pub(super) group: usize,
+    pub(super) scores: &'a mut [f32],
+    pub(super) score_stride: usize,
+}
+
+impl Kernel for KeyScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let channels = self.keys.scales.len();
+        // A head has no more channels; what has would be no layout.
+        if channels > MAX_HEAD_DIM {
+            return;
+        }
+        let (mut scales, mut mins) = ([0.0; MAX_HEAD_DIM], [0.0; MAX_HEAD_DIM]);
+        widen(simd, self.keys.scales, &mut scales);
+        widen(simd, self.keys.mins, &mut mins);
+        let (scales, mins) = (&scales[..channels], &mins[..channels]);
+        let mut head = 0;
+        while head < self.group {
+            let count = (self.group - head).min(HEADS);
+            match self.keys.kind {
+                CodeKind::Int8 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int8, scales, mins, head)),
+                CodeKind::Int4 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int4, scales, mins, head)),
+            }
+            head += count;
+        }
+    }
+}
+
+impl KeyScores<'_> {
+    #[inline(always)]
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: CodeKind, scales: &[f32], mins: &[f32], head: usize) {
+        let channels = scales.len();
+        let mut scaled = [[0.0f32; MAX_HEAD_DIM]; N];
+        let mut sums = [[simd.splat(0.0); 2]; N];
+        for n in 0..N {
+            let query = &self.queries[(head + n) * channels..][..channels];
+            let mut offset = [0.0f32; LANES];
+            for (at, ((scaled, &q), (&scale, &min))) in
+                scaled[n].iter_mut().zip(query).zip(scales.iter().zip(mins)).enumerate()
+            {
+                *scaled = q * scale;
+                offset[at % LANES] += q * min;
+            }
+            sums[n] = [simd.splat(offset.iter().sum()); 2];
+        }
+        for (channel, codes) in self.keys.codes.chunks_exact(kind.group_bytes()).enumerate().take(channels) {
+            let [low, high] = load(simd, kind, codes);
+            for (scaled, sums) in scaled.iter().zip(&mut sums) {
+                let q = simd.splat(scaled[channel]);
+                sums[0] = simd.fma(q, low, sums[0]);
+                sums[1] = simd.fma(q, high, sums[1]);
+            }
+        }
+        for (n, [low, high]) in sums.into_iter().enumerate() {
+            let out = &mut self.scores[(head + n) * self.score_stride..];
+            store(simd, low, out);
+            store(simd, high, &mut out[LANES..]);
+        }
+    }
+}
+
+pub(super) struct MixValues<'a> {
+    pub(super) values: Groups<'a>,
+    pub(super) head_dim: usize,
+    pub(super) lanes: Range<usize>,
+    pub(super) weights: &'a [f32],
+    pub(super) weight_stride: usize,
+    pub(super) group: usize,
+    pub(super) mixed: &'a mut [f32],
+}
+
+impl Kernel for MixValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let mut head = 0;
+        while head < self.group {
+            let count = (self.group - head).min(HEADS);
+            match self.values.kind {
+                CodeKind::Int8 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int8, head)),
+                CodeKind::Int4 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int4, head)),
+            }
+            head += count;
+        }
+    }
+}
+
+impl MixValues<'_> {
+    #[inline(always)]
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: CodeKind, head: usize) {
+        let row = self.head_dim.div_ceil(GROUP);
+        // Weights of tokens that are not to be read are zero.
+        let mut weights = [[0.0f32; BLOCK]; N];
+        for (n, weights) in weights.iter_mut().enumerate() {
+            let from = &self.weights[(head + n) * self.weight_stride..][self.lanes.clone()];
+            weights[self.lanes.clone()].copy_from_slice(from);
+        }
+        for group in 0..row {
+            let (mut scales, mut mins) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let affine = group * BLOCK..(group + 1) * BLOCK;
+            widen(simd, &self.values.scales[affine.clone()], &mut scales);
+            widen(simd, &self.values.mins[affine], &mut mins);
+            let mut scaled = weights;
+            // Even and odd tokens apart: two chains of multiply-adds a head hide their latency.
+            let mut sums = [[[simd.splat(0.0); 2]; 2]; N];
+            for (scaled, sums) in scaled.iter_mut().zip(&mut sums) {
+                let mut offset = [0.0f32; LANES];
+                for (at, (weight, (&scale, &min))) in scaled.iter_mut().zip(scales.iter().zip(&mins)).enumerate() {
+                    // A token that is not to be read may hold anything.
+                    let (scale, min) = if *weight == 0.0 { (0.0, 0.0) } else { (scale, min) };
+                    offset[at % LANES] += *weight * min;
+                    *weight *= scale;
+                }
+                sums[0] = [simd.splat(offset.iter().sum()); 2];
+            }
+            for lane in self.lanes.clone() {
+                let codes = &self.values.codes[(lane * row + group) * kind.group_bytes()..][..kind.group_bytes()];
+                let [low, high] = load(simd, kind, codes);
+                for (scaled, sums) in scaled.iter().zip(&mut sums) {
+                    let weight = simd.splat(scaled[lane]);
+                    let sums = &mut sums[lane % 2];
+                    sums[0] = simd.fma(weight, low, sums[0]);
+                    sums[1] = simd.fma(weight, high, sums[1]);
+                }
+            }
+            for (n, [even, odd]) in sums.into_iter().enumerate() {
+                let channels = group * GROUP..self.head_dim.min((group + 1) * GROUP);
+                let mut sum = [0.0f32; GROUP];
+                store(simd, simd.add(even[0], odd[0]), &mut sum);
+                store(simd, simd.add(even[1], odd[1]), &mut sum[LANES..]);
+                let mixed = &mut self.mixed[(head + n) * self.head_dim..][channels];
+                for (mix, sum) in mixed.iter_mut().zip(sum) {
+                    *mix += sum;
+                }
+            }
+        }
+    }
+}
