@@ -1,11 +1,12 @@
 //! Speed of a model on this machine: prefill by prompt length, decode by depth, beside what the memory allows.
 //!
-//! Everything is measured in the process that reports it, as medians over repetitions with their spread. Ratios to
-//! other programs need both measured side by side: `tests/peers` does that with what is here.
+//! Everything is measured in the process that reports it, as medians over repetitions with their spread, and with the parts
+//! that the time went to. Ratios to other programs need both measured side by side: `tests/peers` does that with what is
+//! here.
 
 use crate::{
     engine::{Engine, Session},
-    model::ModelError,
+    model::{ModelError, Profile},
     weights::{Checkpoint, Role},
 };
 use serde::Serialize;
@@ -58,6 +59,8 @@ pub struct PrefillRow {
     pub tokens: usize,
     /// Tokens a second.
     pub speed: Spread,
+    /// Where the time went, over all repetitions.
+    pub profile: Profile,
 }
 
 /// Decode at one depth.
@@ -69,6 +72,8 @@ pub struct DecodeRow {
     pub speed: Spread,
     /// Bytes of weights and cache that a token reads.
     pub bytes: usize,
+    /// Where the time went, over all repetitions.
+    pub profile: Profile,
 }
 
 /// What can be told while it is measured.
@@ -95,6 +100,7 @@ pub fn prefill(
     for &tokens in &options.prefill {
         let prompt: Vec<u32> = (0..tokens).map(|at| token(at, vocab)).collect();
         let mut speeds = Vec::with_capacity(options.repetitions);
+        engine.take_profile();
         for _ in 0..options.repetitions {
             progress(BenchStep::Prefill(tokens));
             session.clear(0);
@@ -102,7 +108,8 @@ pub fn prefill(
             engine.prefill(session, 0, &prompt, &mut |_, _| ControlFlow::Continue(()))?;
             speeds.push(tokens as f64 / start.elapsed().as_secs_f64());
         }
-        rows.extend(Spread::of(&speeds).map(|speed| PrefillRow { tokens, speed }));
+        let profile = engine.take_profile();
+        rows.extend(Spread::of(&speeds).map(|speed| PrefillRow { tokens, speed, profile }));
     }
     session.clear(0);
     Ok(rows)
@@ -139,6 +146,7 @@ pub fn decode(
             engine.prefill(session, 0, &filling, &mut |_, _| ControlFlow::Continue(()))?;
         }
         let mut speeds = Vec::with_capacity(options.repetitions);
+        engine.take_profile();
         for _ in 0..options.repetitions {
             progress(BenchStep::Decode(depth));
             let start = Instant::now();
@@ -147,8 +155,9 @@ pub fn decode(
             }
             speeds.push(options.tokens as f64 / start.elapsed().as_secs_f64());
         }
+        let profile = engine.take_profile();
         let bytes = weights + cache_bytes(engine, session, lambda, depth)?;
-        rows.extend(Spread::of(&speeds).map(|speed| DecodeRow { depth, speed, bytes }));
+        rows.extend(Spread::of(&speeds).map(|speed| DecodeRow { depth, speed, bytes, profile }));
     }
     session.clear(0);
     Ok(rows)

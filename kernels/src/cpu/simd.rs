@@ -52,6 +52,14 @@ impl Level {
         std::iter::once(Kind::Portable).chain(vector.into_iter().flatten()).map(Self)
     }
 
+    /// The level of this machine that is called `name`, see [`name`](Self::name).
+    ///
+    /// # Errors
+    /// [`NoLevel`] where there is none, or the machine has it not.
+    pub fn named(name: &str) -> Result<Self, NoLevel> {
+        Self::available().find(|level| level.name() == name).ok_or_else(|| NoLevel { name: name.to_owned() })
+    }
+
     /// Name for logs and benchmarks.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -75,6 +83,18 @@ impl Level {
             Kind::Avx512(simd) => simd.vectorise(kernel),
         }
     }
+}
+
+/// A level that this machine lacks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this machine has no instruction set {name:?}; it has {}", names())]
+pub struct NoLevel {
+    /// As asked for.
+    name: String,
+}
+
+fn names() -> String {
+    Level::available().map(Level::name).collect::<Vec<_>>().join(", ")
 }
 
 /// A computation that [`Level::dispatch`] compiles for every level.
@@ -265,6 +285,15 @@ mod tests {
             [3.0, 1.0, -13.0, -3.0]
         );
         assert_eq!(out[EXACT + 6], [120.0; LANES]);
+    }
+
+    #[test]
+    fn levels_go_by_their_names() {
+        for level in Level::available() {
+            assert_eq!(Level::named(level.name()), Ok(level));
+        }
+        let error = Level::named("mmx").unwrap_err().to_string();
+        assert!(error.starts_with("this machine has no instruction set \"mmx\"; it has portable"), "{error}");
     }
 
     #[test]

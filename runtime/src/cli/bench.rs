@@ -1,17 +1,18 @@
 //! `thinkey bench`: how fast a model runs on this machine.
 
-use super::{CliError, inspect::lambda, options::KvType, progress, pull::pull};
+use super::{CliError, inspect::lambda, memory::peak_bytes, options::KvType, progress, pull::pull};
+use serde::Serialize;
 use serde_json::json;
 use std::io::Write;
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
-    engine::{Device, Engine, SessionOptions},
-    model::transformer::WINDOW,
+    engine::{self, Device, Engine, SessionOptions},
+    model::{Profile, transformer::WINDOW},
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
 use thinkey_core::{Lambda, StorageKind};
-use thinkey_kernels::cpu::{bandwidth::read_bandwidth, pool::Pool, simd::Level};
+use thinkey_kernels::cpu::{bandwidth::read_bandwidth, pool::Pool};
 
 /// Bytes that the bandwidth is measured over: more than any cache holds.
 const BUFFER: usize = 512 << 20;
@@ -40,21 +41,24 @@ pub struct Arguments {
     /// Repetitions of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     repetitions: u16,
-    /// Share of key channels to prune, 0 ≤ λ < 1
-    #[arg(long, default_value = "0.5", value_parser = lambda)]
-    lambda: Lambda,
+    /// Shares of key channels to prune, 0 ≤ λ < 1: everything is measured with each
+    #[arg(long, value_delimiter = ',', default_value = "0.5", value_parser = lambda)]
+    lambda: Vec<Lambda>,
     /// Newest tokens kept whole
     #[arg(long, default_value_t = 32)]
     recent: usize,
-    /// How keys and values are stored
-    #[arg(long, default_value = "f16")]
-    kv_type: KvType,
+    /// How keys and values are stored: everything is measured with each
+    #[arg(long, value_delimiter = ',', default_value = "f16")]
+    kv_type: Vec<KvType>,
     /// Where to compute
     #[arg(long, default_value_t = Device::Ndarray)]
     device: Device,
     /// Threads [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Show where the time goes
+    #[arg(long)]
+    profile: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,39 +76,50 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         tokens: usize::from(arguments.tokens),
         repetitions: usize::from(arguments.repetitions),
     };
-    let kind = StorageKind::from(arguments.kv_type);
     let (needed, context) = (bench::tokens_needed(&options), engine.config().context);
     if needed > context {
         return Err(CliError::Depth { needed, context });
     }
     let head_dim = engine.config().head_dim;
-    let plan = engine.config().cache_plan(1, needed, arguments.recent, kind);
-    let mut session =
-        engine.session(SessionOptions { plan, window: WINDOW }, |_, _| arguments.lambda.kept(head_dim))?;
 
     let bar = progress::spinner();
-    let mut tell = |step| {
-        bar.tick();
-        bar.set_message(match step {
-            BenchStep::Prefill(tokens) => format!("prefill of {tokens} tokens"),
-            BenchStep::Decode(depth) => format!("decode at depth {depth}"),
-        });
-    };
-    let prefill = bench::prefill(&mut engine, &mut session, &options, &mut tell)?;
-    let decode = bench::decode(&mut engine, &mut session, &checkpoint, arguments.lambda, &options, &mut tell)?;
+    let mut series = Vec::new();
+    for &lambda in &arguments.lambda {
+        for &kind in &arguments.kv_type {
+            let kind = StorageKind::from(kind);
+            let mut tell = |step| {
+                bar.tick();
+                let what = match step {
+                    BenchStep::Prefill(tokens) => format!("prefill of {tokens} tokens"),
+                    BenchStep::Decode(depth) => format!("decode at depth {depth}"),
+                };
+                bar.set_message(format!("λ = {}, {}: {what}", share(lambda), kind.name()));
+            };
+            let plan = engine.config().cache_plan(1, needed, arguments.recent, kind);
+            let mut session = engine.session(SessionOptions { plan, window: WINDOW }, |_, _| lambda.kept(head_dim))?;
+            series.push(Series {
+                lambda: share(lambda),
+                kv_type: kind.name(),
+                cache_bytes: session.planned().total(),
+                prefill: bench::prefill(&mut engine, &mut session, &options, &mut tell)?,
+                decode: bench::decode(&mut engine, &mut session, &checkpoint, lambda, &options, &mut tell)?,
+            });
+        }
+    }
+    // Before the bandwidth's buffer.
+    let peak = peak_bytes();
     bar.set_message("memory bandwidth");
     let pool = Pool::new(threads).map_err(thinkey::model::ModelError::from)?;
-    let bandwidth = read_bandwidth(&pool, Level::best(), BUFFER, 5);
+    let level = engine::level().map_err(thinkey::model::ModelError::from)?;
+    let bandwidth = read_bandwidth(&pool, level, BUFFER, 5);
     bar.finish_and_clear();
 
     let mut out = std::io::stdout().lock();
-    let lambda = f64::from(arguments.lambda.per_mille()) / 1000.0;
-    let level = Level::best().name();
     if arguments.json {
         let report = json!({
             "model": engine.config().name, "path": path, "machine": machine(), "device": arguments.device.to_string(),
-            "threads": threads, "simd": level, "lambda": lambda, "recent": arguments.recent, "kv_type": kind.name(),
-            "bandwidth": bandwidth, "prefill": prefill, "decode": decode,
+            "threads": threads, "simd": level.name(), "recent": arguments.recent, "bandwidth": bandwidth,
+            "process_bytes": peak, "series": series,
         });
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
@@ -112,27 +127,60 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
     writeln!(
         out,
-        "{} on {threads} threads of {} ({level}), λ = {lambda}, {} cache, median of {} (least to most)",
+        "{} on {threads} threads of {} ({}), median of {} (least to most)",
         engine.config().name.as_deref().unwrap_or("model"),
         machine().as_deref().unwrap_or(std::env::consts::ARCH),
-        kind.name(),
+        level.name(),
         arguments.repetitions,
     )?;
-    let speed = |speed: Spread| format!("{:8.1} tok/s ({:.1} to {:.1})", speed.median, speed.least, speed.most);
-    for PrefillRow { tokens, speed: row } in prefill {
-        writeln!(out, "  prefill {tokens:5}       {}", speed(row))?;
+    for series in &series {
+        series.write(&mut out, bandwidth, arguments.profile)?;
     }
-    for DecodeRow { depth, speed: row, bytes } in decode {
-        let share = 100.0 * row.median * bytes as f64 / bandwidth;
-        writeln!(
-            out,
-            "  decode at {depth:5}     {}, {:.1} MB a token, {share:.0}% of the bandwidth",
-            speed(row),
-            bytes as f64 / 1e6
-        )?;
-    }
-    writeln!(out, "  memory reads at {:.1} GB/s", bandwidth / 1e9)?;
+    writeln!(out, "memory reads at {:.1} GB/s", bandwidth / 1e9)?;
     Ok(())
+}
+
+/// λ as a number.
+fn share(lambda: Lambda) -> f64 {
+    f64::from(lambda.per_mille()) / 1000.0
+}
+
+/// What was measured with one kind of cache.
+#[derive(Serialize)]
+struct Series {
+    lambda: f64,
+    kv_type: &'static str,
+    cache_bytes: usize,
+    prefill: Vec<PrefillRow>,
+    decode: Vec<DecodeRow>,
+}
+
+impl Series {
+    fn write(&self, out: &mut impl Write, bandwidth: f64, profile: bool) -> std::io::Result<()> {
+        let speed = |speed: Spread| format!("{:8.1} tok/s ({:.1} to {:.1})", speed.median, speed.least, speed.most);
+        let parts = |out: &mut dyn Write, parts: &Profile| {
+            let total = parts.total();
+            let shares: Vec<_> =
+                parts.parts().map(|(name, seconds)| format!("{name} {:.1}%", 100.0 * seconds / total)).into();
+            if profile { writeln!(out, "      {}", shares.join(", ")) } else { Ok(()) }
+        };
+        writeln!(out, "λ = {}, {} cache", self.lambda, self.kv_type)?;
+        for PrefillRow { tokens, speed: row, profile } in &self.prefill {
+            writeln!(out, "  prefill {tokens:5}       {}", speed(*row))?;
+            parts(out, profile)?;
+        }
+        for DecodeRow { depth, speed: row, bytes, profile } in &self.decode {
+            let share = 100.0 * row.median * *bytes as f64 / bandwidth;
+            writeln!(
+                out,
+                "  decode at {depth:5}     {}, {:.1} MB a token, {share:.0}% of the bandwidth",
+                speed(*row),
+                *bytes as f64 / 1e6
+            )?;
+            parts(out, profile)?;
+        }
+        Ok(())
+    }
 }
 
 /// What the processor calls itself.

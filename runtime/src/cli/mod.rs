@@ -9,6 +9,7 @@ mod generate;
 mod input;
 mod inspect;
 mod interrupt;
+mod memory;
 mod options;
 mod progress;
 mod pull;

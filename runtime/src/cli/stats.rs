@@ -1,6 +1,6 @@
 //! What an answer took: for people and for programs.
 
-use super::options::CacheOptions;
+use super::{memory::peak_bytes, options::CacheOptions};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::fmt;
@@ -15,13 +15,6 @@ pub struct Stats<'a> {
     planned: usize,
     measured: usize,
     peak: Option<usize>,
-}
-
-/// Most memory that this process ever held at once, weights in the memory map included, where the system tells.
-fn peak_bytes() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 impl<'a> Stats<'a> {

@@ -4,13 +4,16 @@
 //! choose the device when they run and link in seconds.
 
 use crate::{
-    model::{Model, ModelConfig, ModelError, transformer},
+    model::{Model, ModelConfig, ModelError, Profile, transformer},
     weights::Checkpoint,
 };
 use std::{fmt, ops::ControlFlow, str::FromStr};
 use thinkey_core::{CacheBytes, CachePlan};
 use thinkey_kernels::{
-    cpu::{Cpu, simd::Level},
+    cpu::{
+        Cpu,
+        simd::{Level, NoLevel},
+    },
     ops::Cache,
 };
 
@@ -67,10 +70,27 @@ pub enum DeviceError {
     /// The program was built without it.
     #[error("this program is built without CUDA; build it with `--features cuda`, or use --device ndarray")]
     NotBuilt,
+    /// The processor has not the instructions that it was told to compute with.
+    #[error("{0}; set {ISA} to one of them, or not at all")]
+    Isa(#[from] NoLevel),
     /// CUDA is not to be had.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] thinkey_kernels::cuda::CudaError),
+}
+
+/// Names the instruction set that the processor computes with, in place of its best: `portable`, `avx2`, `avx512`.
+pub const ISA: &str = "THINKEY_ISA";
+
+/// The instruction set that the processor computes with: its best, or the one that the environment variable [`ISA`] names.
+///
+/// # Errors
+/// [`DeviceError::Isa`] where the machine has it not.
+pub fn level() -> Result<Level, DeviceError> {
+    match std::env::var_os(ISA) {
+        Some(name) => Ok(Level::named(&name.to_string_lossy())?),
+        None => Ok(Level::best()),
+    }
 }
 
 /// A model on a device.
@@ -133,7 +153,7 @@ impl Engine {
     ) -> Result<Self, ModelError> {
         match device {
             Device::Ndarray => {
-                let ops = Cpu::new(threads, Level::best())?;
+                let ops = Cpu::new(threads, level()?)?;
                 Ok(Self(Backend::Ndarray(Box::new(Model::load(checkpoint, ops, progress)?))))
             }
             #[cfg(feature = "cuda")]
@@ -151,6 +171,11 @@ impl Engine {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         any!(Backend, &self.0, |model| model.config())
+    }
+
+    /// Where the time of prefill and decode went since this was last asked.
+    pub fn take_profile(&mut self) -> Profile {
+        any!(Backend, &mut self.0, |model| model.take_profile())
     }
 
     /// Empty sequences, `options.plan.slots` of them; head h of layer l keeps `kept(l, h)` channels.

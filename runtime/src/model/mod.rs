@@ -2,7 +2,9 @@
 
 pub mod config;
 mod plan;
+mod profile;
 pub mod transformer;
 
 pub use config::{Architecture, ModelConfig};
+pub use profile::Profile;
 pub use transformer::{Model, ModelError};

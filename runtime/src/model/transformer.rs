@@ -3,7 +3,10 @@
 //! Prefill runs layer by layer over the whole prompt, so that only one layer's keys are ever whole: the peak is weights
 //! + thin cache + one layer. Prefill attends exactly; the prompt's older tokens are thinned when a layer is through.
 
-use super::config::{ModelConfig, Pairing};
+use super::{
+    config::{ModelConfig, Pairing},
+    profile::{Laps, Profile},
+};
 use crate::engine::{DeviceError, SessionOptions};
 use crate::weights::{Checkpoint, LayerRole, Role, WeightsError};
 use std::ops::ControlFlow;
@@ -85,6 +88,7 @@ pub struct Model<O: ThinOps> {
     norm: Norm<O::Backend>,
     output: O::Linear,
     ops: O,
+    profile: Profile,
 }
 
 /// Cache and activations of sequences under way.
@@ -169,7 +173,13 @@ impl<O: ThinOps> Model<O> {
             layers,
             config,
             ops,
+            profile: Profile::default(),
         })
+    }
+
+    /// Where the time went since this was last asked.
+    pub fn take_profile(&mut self) -> Profile {
+        std::mem::take(&mut self.profile)
     }
 
     /// What the checkpoint says of the model.
@@ -272,7 +282,9 @@ impl<O: ThinOps> Model<O> {
         memory: Option<Activations<O>>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Activations<O>, ModelError> {
-        let Self { config, heads, embedding, layers, norm, output, ops } = self;
+        let Self { config, heads, embedding, layers, norm, output, ops, profile } = self;
+        let mut laps = Laps::start();
+        profile.passes += 1;
         let rows = tokens.len();
         let scored = match pass {
             Pass::Prompt(_) => rows - 1..rows,
@@ -286,6 +298,7 @@ impl<O: ThinOps> Model<O> {
                 logits: ops.rows(scored.len(), config.vocab),
             });
         x = ops.embed(embedding, tokens, x);
+        profile.embed += laps.lap();
         for (index, layer) in layers.iter().enumerate() {
             let rotation = Rotation {
                 frequencies: &config.rope.inv_freq,
@@ -296,28 +309,37 @@ impl<O: ThinOps> Model<O> {
                 norms: layer.head_norms.as_ref(),
             };
             fused = ops.norm_linear(&x, 0..rows, &layer.attention_norm, &layer.qkv, fused);
+            profile.qkv += laps.lap();
             let position = |row| {
                 let (slot, ahead) = pass.place(row);
                 cache.position(slot) + ahead
             };
             fused = ops.rotate(fused, *heads, rotation, &position);
+            profile.rotate += laps.lap();
             match pass {
                 Pass::Prompt(_) => {
                     mixed = ops.attend(cache, index, pass, &fused, *heads, mixed)?;
+                    profile.attend += laps.lap();
                     ops.admit(cache, index, pass, &fused, *heads)?;
+                    profile.admit += laps.lap();
                 }
                 Pass::Steps(_) => {
                     ops.admit(cache, index, pass, &fused, *heads)?;
+                    profile.admit += laps.lap();
                     mixed = ops.attend(cache, index, pass, &fused, *heads, mixed)?;
+                    profile.attend += laps.lap();
                 }
             }
             x = ops.add_linear(&mixed, &layer.output, x);
+            profile.output += laps.lap();
             x = ops.feed_forward(x, &layer.feed_forward_norm, &layer.gate_up, &layer.down);
+            profile.feed_forward += laps.lap();
             if progress(index + 1, layers.len()).is_break() {
                 return Err(ModelError::Interrupted);
             }
         }
         let logits = ops.norm_linear(&x, scored, norm, output, logits);
+        profile.head += laps.lap();
         Ok(Activations { x, fused, mixed, logits })
     }
 }
