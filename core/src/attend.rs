@@ -103,6 +103,9 @@ pub trait Loops {
         mixed: &mut [f32],
     ) -> Result<(), Error>;
 
+    /// The largest of `x`, which are numbers or -∞; -∞ where there is none.
+    fn largest(&self, x: &[f32]) -> f32;
+
     /// Replaces every x by e^(x - `shift`) and returns their sum. All x are at most `shift`; -∞ gives 0.
     fn exponentials(&self, x: &mut [f32], shift: f32) -> f32;
 }
@@ -179,6 +182,10 @@ impl Loops for Plain {
             }
         }
         Ok(())
+    }
+
+    fn largest(&self, x: &[f32]) -> f32 {
+        x.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
     fn exponentials(&self, x: &mut [f32], shift: f32) -> f32 {
@@ -459,17 +466,17 @@ fn attend_tile<'a, L: Loops>(
     let head_dim = partial.mixed.len() / group;
     for head in 0..group {
         let scores = &mut scores[head * TILE..][..tokens];
-        let max = scores.iter().copied().fold(partial.max[head], f32::max);
+        let max = loops.largest(scores).max(partial.max[head]);
         if max == f32::NEG_INFINITY {
             scores.fill(0.0);
             continue;
         }
-        let shrink = libm::expf(partial.max[head] - max);
-        if shrink != 1.0 {
+        if max != partial.max[head] {
+            let shrink = libm::expf(partial.max[head] - max);
             partial.sum[head] *= shrink;
             partial.mixed[head * head_dim..][..head_dim].iter_mut().for_each(|mix| *mix *= shrink);
+            partial.max[head] = max;
         }
-        partial.max[head] = max;
         partial.sum[head] += loops.exponentials(scores, max);
     }
     for (index, block) in tile.enumerate() {

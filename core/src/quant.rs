@@ -140,16 +140,22 @@ impl GroupsMut<'_> {
 /// is not: it stays visible.
 fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8]) -> (f16, f16) {
     const LARGEST: f32 = 65504.0;
-    let (mut least, mut most, mut nan) = (f32::INFINITY, f32::NEG_INFINITY, false);
-    for &x in numbers {
-        least = if x < least { x } else { least };
-        most = if x > most { x } else { most };
-        nan |= x.is_nan();
+    const LANES: usize = 8;
+    // Lane by lane, so that the loops become vector instructions.
+    let (mut least, mut most, mut nan) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0u32; LANES]);
+    for numbers in numbers.chunks_exact(LANES) {
+        for (((&x, least), most), nan) in numbers.iter().zip(&mut least).zip(&mut most).zip(&mut nan) {
+            *least = if x < *least { x } else { *least };
+            *most = if x > *most { x } else { *most };
+            *nan |= u32::from(x.is_nan());
+        }
     }
-    if nan {
+    if nan.iter().any(|&nan| nan != 0) {
         codes.fill(0);
         return (f16::ZERO, f16::NAN);
     }
+    let least = least.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = most.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let (least, most) = (least.clamp(-LARGEST, LARGEST), most.clamp(-LARGEST, LARGEST));
     let mut min = <f16 as Element>::store(least);
     if min.load() > least {
@@ -163,8 +169,14 @@ fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8]) -> (f16, f
     }
     let step = scale.load();
     let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-    // The cast saturates; half a step up rounds to the nearest.
-    let code = |x: f32| ((x - offset) * inverse + 0.5).min(levels) as u8;
+    // Adding 2^23 to a number below it rounds to an integer, in the low bits: a conversion that is one instruction on every
+    // vector unit, where a saturating cast is a branch a number.
+    let code = |x: f32| {
+        let steps = (x - offset) * inverse;
+        let steps = if steps > 0.0 { steps } else { 0.0 };
+        let steps = if steps < levels { steps } else { levels };
+        (steps + 8_388_608.0).to_bits() as u8
+    };
     match kind {
         CodeKind::Int8 => {
             for (to, &x) in codes.iter_mut().zip(numbers) {

@@ -46,6 +46,19 @@ impl<E: Element> Whole<'_, E> {
         }
     }
 
+    /// The numbers of `channels` of a token into `out`, as [`number`](Self::number).
+    #[inline(always)]
+    fn copy(&self, token: usize, channels: Range<usize>, out: &mut [f32]) {
+        if token < self.held {
+            for (x, channel) in out.iter_mut().zip(channels) {
+                *x = self.number(token, channel);
+            }
+        } else {
+            let row = &self.rows[(token - self.held) * self.row_stride..][channels];
+            out[..row.len()].copy_from_slice(row);
+        }
+    }
+
     /// Quantises a key block: `lanes` are tokens, `first` the first of them.
     fn quantise_keys(
         &self,
@@ -55,15 +68,23 @@ impl<E: Element> Whole<'_, E> {
         block: &mut [u8],
     ) -> Result<(), Error> {
         let mut groups = kind.parts_mut(block, mask.kept())?;
-        for (group, channel) in mask.channels().enumerate() {
-            let mut numbers = [0.0; GROUP];
-            for (token, x) in (first..).zip(&mut numbers[lanes.clone()]) {
-                *x = self.number(token, channel);
+        // Some channels at a time, token by token as they lie in memory.
+        const STEP: usize = 16;
+        let mut channels = mask.channels();
+        let (mut step, mut numbers) = ([0; STEP], [[0.0; GROUP]; STEP]);
+        for start in (0..mask.kept()).step_by(STEP) {
+            let count = STEP.min(mask.kept() - start);
+            step.iter_mut().zip(&mut channels).for_each(|(to, channel)| *to = channel);
+            for lane in 0..BLOCK {
+                // Hidden lanes must not widen a group's range: they repeat the oldest token.
+                let token = first + lane.saturating_sub(lanes.start);
+                for (numbers, &channel) in numbers.iter_mut().zip(&step[..count]) {
+                    numbers[lane] = self.number(token, channel);
+                }
             }
-            // Hidden lanes must not widen the group's range.
-            let oldest = numbers[lanes.start];
-            numbers[..lanes.start].fill(oldest);
-            groups.put(group, group, &numbers);
+            for (group, numbers) in (start..).zip(&numbers[..count]) {
+                groups.put(group, group, numbers);
+            }
         }
         Ok(())
     }
@@ -81,14 +102,12 @@ impl<E: Element> Whole<'_, E> {
         for lane in 0..BLOCK {
             for group in 0..row {
                 let channels = group * GROUP..head_dim.min((group + 1) * GROUP);
-                let mut numbers = [0.0; GROUP];
+                let (mut numbers, count) = ([0.0; GROUP], channels.len());
                 if lanes.contains(&lane) {
-                    let token = first + lane - lanes.start;
-                    let last = channels.end - 1;
-                    for (x, channel) in numbers.iter_mut().zip(channels.start..) {
-                        // A group that the head does not fill repeats its last channel.
-                        *x = self.number(token, channel.min(last));
-                    }
+                    self.copy(first + lane - lanes.start, channels, &mut numbers);
+                    // A group that the head does not fill repeats its last channel.
+                    let last = numbers[count - 1];
+                    numbers[count..].fill(last);
                 }
                 groups.put(lane * row + group, group * BLOCK + lane, &numbers);
             }

@@ -80,16 +80,13 @@ impl Loops for SimdLoops {
     }
 
     #[inline]
+    fn largest(&self, x: &[f32]) -> f32 {
+        self.0.dispatch(Largest { x })
+    }
+
+    #[inline]
     fn exponentials(&self, x: &mut [f32], shift: f32) -> f32 {
         self.0.dispatch(Exponentials { x, shift })
-    }
-}
-
-impl SimdLoops {
-    /// The largest of `x`; -∞ where there is none.
-    #[must_use]
-    pub fn largest(self, x: &[f32]) -> f32 {
-        self.0.dispatch(Largest { x })
     }
 }
 
@@ -102,22 +99,14 @@ fn need(what: &'static str, expected: usize, actual: usize) -> Result<(), Error>
     if actual < expected { Err(Error::Length { what, expected, actual }) } else { Ok(()) }
 }
 
-/// Sixteen stored numbers from element `at` on.
+/// Sixteen stored numbers at the start of `bytes`, which has them.
 #[inline(always)]
-fn load<S: Simd>(simd: S, kind: FloatKind, bytes: &[u8], at: usize) -> S::F32 {
+fn load<S: Simd>(simd: S, kind: FloatKind, bytes: &[u8]) -> S::F32 {
     match kind {
-        FloatKind::F16 => match bytes[2 * at..].first_chunk() {
-            Some(bytes) => simd.load_f16(bytes),
-            None => simd.splat(0.0),
-        },
-        FloatKind::F32 => {
-            let mut values = [0.0; LANES];
-            for (value, bytes) in values.iter_mut().zip(bytes[4 * at..].as_chunks().0) {
-                *value = f32::from_le_bytes(*bytes);
-            }
-            simd.load(&values)
-        }
+        FloatKind::F16 => bytes.first_chunk().map(|bytes| simd.load_f16(bytes)),
+        FloatKind::F32 => bytes.first_chunk().map(|bytes| simd.load_f32(bytes)),
     }
+    .unwrap_or_else(|| simd.splat(0.0))
 }
 
 /// One stored number.
@@ -133,6 +122,21 @@ fn load_one(kind: FloatKind, bytes: &[u8], at: usize) -> f32 {
 fn store<S: Simd>(simd: S, vector: S::F32, out: &mut [f32]) {
     if let Some(out) = out.first_chunk_mut() {
         simd.store(vector, out);
+    }
+}
+
+/// Chains of multiply-adds that each sum is split into, even and odd tokens apart, so that they hide their latency: two where
+/// registers suffice or there are few sums.
+#[inline(always)]
+const fn chains<S: Simd>(heads: usize) -> usize {
+    if S::TILE_VECTORS > 1 || heads == 1 { 2 } else { 1 }
+}
+
+/// Adds a vector to the front of `out`.
+#[inline(always)]
+fn add_to<S: Simd>(simd: S, vector: S::F32, out: &mut [f32]) {
+    if let Some(out) = out.first_chunk_mut() {
+        simd.store(simd.add(simd.load(out), vector), out);
     }
 }
 
@@ -193,8 +197,8 @@ impl KeyScores<'_> {
         let KeyLanes { channels, stride, bytes, .. } = self.keys;
         let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][..channels]);
         let mut sums = [[simd.splat(0.0); 2]; N];
-        for channel in 0..channels {
-            let keys = [load(simd, kind, bytes, channel * stride), load(simd, kind, bytes, channel * stride + LANES)];
+        for (channel, keys) in bytes.chunks(stride * kind.bytes()).enumerate().take(channels) {
+            let keys = [load(simd, kind, keys), load(simd, kind, &keys[LANES * kind.bytes()..])];
             for (query, sums) in queries.iter().zip(&mut sums) {
                 let q = simd.splat(query[channel]);
                 sums[0] = simd.fma(q, keys[0], sums[0]);
@@ -242,36 +246,42 @@ impl MixValues<'_> {
         let ValueRows { bytes, head_dim, .. } = self.values;
         let weights: [&[f32]; N] =
             std::array::from_fn(|n| &self.weights[(head + n) * self.weight_stride..][..self.lanes.end]);
-        let vectors = head_dim / LANES;
-        for vector in 0..vectors {
+        let (size, count) = (kind.bytes(), self.lanes.len());
+        let rows = &bytes[self.lanes.start * head_dim * size..self.lanes.end * head_dim * size];
+        let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n][self.lanes.start..][..count]);
+        let mut vector = 0;
+        while vector < head_dim / LANES {
             let column = vector * LANES;
-            // Even and odd tokens apart: two chains of multiply-adds a head hide their latency.
-            let mut sums = [[simd.splat(0.0); 2]; N];
-            let mut lane = self.lanes.start;
-            while lane < self.lanes.end {
-                for parity in 0..2 {
-                    if lane + parity < self.lanes.end {
-                        let value = load(simd, kind, bytes, (lane + parity) * head_dim + column);
-                        for (weights, sums) in weights.iter().zip(&mut sums) {
-                            let weight = simd.splat(weights[lane + parity]);
-                            sums[parity] = simd.fma(weight, value, sums[parity]);
-                        }
+            // Two vectors of channels at a time: a weight is loaded once for both.
+            let pair = vector + 1 < head_dim / LANES;
+            let mut sums = [[[simd.splat(0.0); 2]; 2]; N];
+            for (lane, row) in rows.chunks_exact(head_dim * size).enumerate() {
+                let row = &row[column * size..];
+                let low = load(simd, kind, row);
+                let high = if pair { load(simd, kind, &row[LANES * size..]) } else { low };
+                for (weights, sums) in weights.iter().zip(&mut sums) {
+                    let (weight, sums) = (simd.splat(weights[lane]), &mut sums[lane % chains::<S>(N)]);
+                    sums[0] = simd.fma(weight, low, sums[0]);
+                    if pair {
+                        sums[1] = simd.fma(weight, high, sums[1]);
                     }
                 }
-                lane += 2;
             }
             for (n, [even, odd]) in sums.into_iter().enumerate() {
                 let mixed = &mut self.mixed[(head + n) * head_dim + column..];
-                let Some(before) = mixed.first_chunk() else { continue };
-                let sum = simd.add(simd.load(before), simd.add(even, odd));
-                store(simd, sum, mixed);
+                add_to(simd, simd.add(even[0], odd[0]), mixed);
+                if pair {
+                    add_to(simd, simd.add(even[1], odd[1]), &mut mixed[LANES..]);
+                }
             }
+            vector += 2;
         }
+        let vectors = head_dim / LANES;
         for column in vectors * LANES..head_dim {
             for (n, weights) in weights.iter().enumerate() {
-                for lane in self.lanes.clone() {
-                    let value = load_one(kind, bytes, lane * head_dim + column);
-                    self.mixed[(head + n) * head_dim + column] += weights[lane] * value;
+                for (lane, weight) in weights.iter().enumerate() {
+                    let value = load_one(kind, rows, lane * head_dim + column);
+                    self.mixed[(head + n) * head_dim + column] += weight * value;
                 }
             }
         }

@@ -4,12 +4,12 @@
 //! keys: Σ_c q_c·(code_c·s_c + m_c) = Σ_c (q_c·s_c)·code_c + Σ_c q_c·m_c. In the same way the scale of a token's values
 //! goes into its weight. What is left in the loop is to widen codes and to multiply and add.
 
-use super::{HEADS, LANES, Simd, store, with_heads};
+use super::{HEADS, LANES, Simd, chains, store, with_heads};
 use crate::cpu::simd::Kernel;
 use half::f16;
 use std::ops::Range;
 use thinkey_core::{
-    BLOCK, MAX_HEAD_DIM,
+    BLOCK,
     quant::{CodeKind, Groups},
     storage::Element,
 };
@@ -44,6 +44,28 @@ fn widen<S: Simd>(simd: S, halves: &[f16], out: &mut [f32]) {
     }
 }
 
+/// Writes x·scale for each x and returns Σ x·min; the other slices are at least as long.
+#[inline(always)]
+fn scale_by<S: Simd>(simd: S, x: &[f32], scales: &[f32], mins: &[f32], out: &mut [f32]) -> f32 {
+    let (vectors, rest) = x.as_chunks::<LANES>();
+    let (scale_vectors, _) = scales.as_chunks::<LANES>();
+    let (min_vectors, _) = mins.as_chunks::<LANES>();
+    let (out_vectors, _) = out.as_chunks_mut::<LANES>();
+    let mut offsets = simd.splat(0.0);
+    for (((x, scale), min), out) in vectors.iter().zip(scale_vectors).zip(min_vectors).zip(out_vectors) {
+        let x = simd.load(x);
+        simd.store(simd.mul(x, simd.load(scale)), out);
+        offsets = simd.fma(x, simd.load(min), offsets);
+    }
+    let mut offset = simd.sum(offsets);
+    let done = LANES * vectors.len();
+    for (((x, scale), min), out) in rest.iter().zip(&scales[done..]).zip(&mins[done..]).zip(&mut out[done..]) {
+        *out = x * scale;
+        offset += x * min;
+    }
+    offset
+}
+
 pub(super) struct KeyScores<'a> {
     pub(super) keys: Groups<'a>,
     pub(super) queries: &'a [f32],
@@ -52,26 +74,20 @@ pub(super) struct KeyScores<'a> {
     pub(super) score_stride: usize,
 }
 
+/// Channels whose scales are gone through at a time: little enough to stay in the first-level cache beside the keys.
+const STEP: usize = 32;
+
 impl Kernel for KeyScores<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let channels = self.keys.scales.len();
-        // A head has no more channels; what has would be no layout.
-        if channels > MAX_HEAD_DIM {
-            return;
-        }
-        let (mut scales, mut mins) = ([0.0; MAX_HEAD_DIM], [0.0; MAX_HEAD_DIM]);
-        widen(simd, self.keys.scales, &mut scales);
-        widen(simd, self.keys.mins, &mut mins);
-        let (scales, mins) = (&scales[..channels], &mins[..channels]);
         let mut head = 0;
         while head < self.group {
             let count = (self.group - head).min(HEADS);
             match self.keys.kind {
-                CodeKind::Int8 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int8, scales, mins, head)),
-                CodeKind::Int4 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int4, scales, mins, head)),
+                CodeKind::Int8 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int8, head)),
+                CodeKind::Int4 => with_heads!(count, N => self.heads::<S, N>(simd, CodeKind::Int4, head)),
             }
             head += count;
         }
@@ -80,27 +96,28 @@ impl Kernel for KeyScores<'_> {
 
 impl KeyScores<'_> {
     #[inline(always)]
-    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: CodeKind, scales: &[f32], mins: &[f32], head: usize) {
-        let channels = scales.len();
-        let mut scaled = [[0.0f32; MAX_HEAD_DIM]; N];
+    fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: CodeKind, head: usize) {
+        let channels = self.keys.scales.len();
         let mut sums = [[simd.splat(0.0); 2]; N];
-        for n in 0..N {
-            let query = &self.queries[(head + n) * channels..][..channels];
-            let mut offset = [0.0f32; LANES];
-            for (at, ((scaled, &q), (&scale, &min))) in
-                scaled[n].iter_mut().zip(query).zip(scales.iter().zip(mins)).enumerate()
-            {
-                *scaled = q * scale;
-                offset[at % LANES] += q * min;
+        let steps = self.keys.scales.chunks(STEP).zip(self.keys.mins.chunks(STEP));
+        for (step, (scales, mins)) in steps.enumerate() {
+            let (mut wide_scales, mut wide_mins) = ([0.0; STEP], [0.0; STEP]);
+            widen(simd, scales, &mut wide_scales);
+            widen(simd, mins, &mut wide_mins);
+            let mut scaled = [[0.0f32; STEP]; N];
+            for (n, (scaled, sums)) in scaled.iter_mut().zip(&mut sums).enumerate() {
+                let query = &self.queries[(head + n) * channels + step * STEP..][..scales.len()];
+                let offset = simd.splat(scale_by(simd, query, &wide_scales, &wide_mins, scaled));
+                *sums = [simd.add(sums[0], offset), simd.add(sums[1], offset)];
             }
-            sums[n] = [simd.splat(offset.iter().sum()); 2];
-        }
-        for (channel, codes) in self.keys.codes.chunks_exact(kind.group_bytes()).enumerate().take(channels) {
-            let [low, high] = load(simd, kind, codes);
-            for (scaled, sums) in scaled.iter().zip(&mut sums) {
-                let q = simd.splat(scaled[channel]);
-                sums[0] = simd.fma(q, low, sums[0]);
-                sums[1] = simd.fma(q, high, sums[1]);
+            let codes = &self.keys.codes[step * STEP * kind.group_bytes()..];
+            for (channel, codes) in codes.chunks_exact(kind.group_bytes()).take(scales.len()).enumerate() {
+                let [low, high] = load(simd, kind, codes);
+                for (scaled, sums) in scaled.iter().zip(&mut sums) {
+                    let q = simd.splat(scaled[channel % STEP]);
+                    sums[0] = simd.fma(q, low, sums[0]);
+                    sums[1] = simd.fma(q, high, sums[1]);
+                }
             }
         }
         for (n, [low, high]) in sums.into_iter().enumerate() {
@@ -153,25 +170,22 @@ impl MixValues<'_> {
             let affine = group * BLOCK..(group + 1) * BLOCK;
             widen(simd, &self.values.scales[affine.clone()], &mut scales);
             widen(simd, &self.values.mins[affine], &mut mins);
-            let mut scaled = weights;
-            // Even and odd tokens apart: two chains of multiply-adds a head hide their latency.
+            let mut scaled = [[0.0f32; BLOCK]; N];
             let mut sums = [[[simd.splat(0.0); 2]; 2]; N];
-            for (scaled, sums) in scaled.iter_mut().zip(&mut sums) {
-                let mut offset = [0.0f32; LANES];
-                for (at, (weight, (&scale, &min))) in scaled.iter_mut().zip(scales.iter().zip(&mins)).enumerate() {
-                    // A token that is not to be read may hold anything.
-                    let (scale, min) = if *weight == 0.0 { (0.0, 0.0) } else { (scale, min) };
-                    offset[at % LANES] += *weight * min;
-                    *weight *= scale;
-                }
-                sums[0] = [simd.splat(offset.iter().sum()); 2];
+            // A token that is not to be read may hold anything.
+            scales[..self.lanes.start].fill(0.0);
+            scales[self.lanes.end..].fill(0.0);
+            mins[..self.lanes.start].fill(0.0);
+            mins[self.lanes.end..].fill(0.0);
+            for ((scaled, weights), sums) in scaled.iter_mut().zip(&weights).zip(&mut sums) {
+                sums[0] = [simd.splat(scale_by(simd, weights, &scales, &mins, scaled)); 2];
             }
             for lane in self.lanes.clone() {
                 let codes = &self.values.codes[(lane * row + group) * kind.group_bytes()..][..kind.group_bytes()];
                 let [low, high] = load(simd, kind, codes);
                 for (scaled, sums) in scaled.iter().zip(&mut sums) {
                     let weight = simd.splat(scaled[lane]);
-                    let sums = &mut sums[lane % 2];
+                    let sums = &mut sums[lane % chains::<S>(N)];
                     sums[0] = simd.fma(weight, low, sums[0]);
                     sums[1] = simd.fma(weight, high, sums[1]);
                 }

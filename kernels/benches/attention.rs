@@ -1,0 +1,92 @@
+//! Decode attention over a thin cache, by depth and storage, in the shape of SmolLM2-135M: all layers of a step, so that
+//! the cache is read from memory as in decoding.
+
+#![allow(missing_docs, reason = "a benchmark")]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::time::Duration;
+use thinkey_core::{CachePlan, StorageKind};
+use thinkey_kernels::{
+    cpu::{
+        admit::admit,
+        attention::{self, AttentionScratch, Fused},
+        cache::ThinCache,
+        pool::Pool,
+        simd::Level,
+    },
+    ops::Cache,
+};
+
+const LAYERS: usize = 30;
+const HEADS: usize = 9;
+const KV_HEADS: usize = 3;
+const HEAD_DIM: usize = 64;
+const KEPT: usize = 32;
+const WIDTH: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+
+fn fused(data: &[f32]) -> Fused<'_> {
+    let (keys, values) = (HEADS * HEAD_DIM, (HEADS + KV_HEADS) * HEAD_DIM);
+    Fused { data, stride: WIDTH, keys, values, heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD_DIM }
+}
+
+fn numbers(len: usize) -> Vec<f32> {
+    let mut seed = 1u64;
+    let next = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
+    let plan = CachePlan {
+        layers: LAYERS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        recent: 32,
+        slots: 1,
+        tokens: tokens + 1,
+        window: None,
+        keys: kind,
+        values: kind,
+    };
+    let mut cache = ThinCache::new(plan, 32, |_, _| KEPT).expect("a plan");
+    let data = numbers(tokens * WIDTH);
+    cache.begin(0, tokens, true).expect("room");
+    for layer in 0..LAYERS {
+        admit(&mut cache, layer, 0, tokens, fused(&data)).expect("room");
+    }
+    cache.commit(0);
+    cache
+}
+
+fn decode(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decode attention, 30 layers");
+    group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    for threads in [1, 2] {
+        let pool = Pool::new(threads).expect("threads");
+        for depth in [4096, 8000] {
+            for kind in StorageKind::ALL {
+                let cache = filled(kind, depth);
+                let row = numbers(WIDTH);
+                let mut out = vec![0.0; HEADS * HEAD_DIM];
+                let mut scratch = AttentionScratch::default();
+                group.throughput(Throughput::Bytes(cache.planned().total() as u64));
+                let id = BenchmarkId::new(format!("{}, {threads} threads", kind.name()), depth);
+                group.bench_function(id, |b| {
+                    b.iter(|| {
+                        for layer in 0..LAYERS {
+                            let machine = (&pool, Level::best());
+                            attention::decode(machine, &cache, layer, &[0], fused(&row), &mut out, &mut scratch)
+                                .expect("shapes fit");
+                        }
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);
