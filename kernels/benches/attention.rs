@@ -51,10 +51,10 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
         values: kind,
     };
     let mut cache = ThinCache::new(plan, 32, |_, _| KEPT).expect("a plan");
-    let data = numbers(tokens * WIDTH);
+    let (pool, data) = (Pool::new(2).expect("threads"), numbers(tokens * WIDTH));
     cache.begin(0, tokens, true).expect("room");
     for layer in 0..LAYERS {
-        admit(&mut cache, layer, 0, tokens, fused(&data)).expect("room");
+        admit(&pool, &mut cache, layer, 0, tokens, fused(&data)).expect("room");
     }
     cache.commit(0);
     cache

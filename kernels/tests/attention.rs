@@ -153,7 +153,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         if exact {
             attention::prefill((&pool, level), &cache, 0, (slot, new), fused, &mut out, &mut scratch).unwrap();
         }
-        admit(&mut cache, 0, slot, new, fused).unwrap();
+        admit(&pool, &mut cache, 0, slot, new, fused).unwrap();
         if !exact {
             attention::decode((&pool, level), &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
             stories[slot].round(case, &cache, slot, before + new);
@@ -215,7 +215,7 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
     let data = vec![0.5; 100 * 16];
     cache.begin(0, 100, true).unwrap();
     let fused = Fused { data: &data, stride: 16, keys: 0, values: 0, heads: 1, kv_heads: 1, head_dim: 16 };
-    admit(&mut cache, 0, 0, 100, fused).unwrap();
+    admit(&Pool::new(2).unwrap(), &mut cache, 0, 0, 100, fused).unwrap();
     cache.commit(0);
     assert!(cache.begin(0, 1, false).is_err());
     assert_eq!(cache.position(0), 100);

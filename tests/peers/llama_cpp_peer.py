@@ -4,15 +4,11 @@ Speeds are those of `llama_decode` alone: no sampling, no copy of logits, nothin
 """
 
 import ctypes
-import os
 import subprocess
 import sys
 import time
 
-# llama.cpp's threads spin while they wait for each other, and an OpenMP runtime that shares the processors with another
-# program's idle threads collapses: let them sleep between parallel regions of other libraries.
-os.environ.setdefault("OMP_WAIT_POLICY", "active")
-
+# OMP_WAIT_POLICY stays as it is: "active" would let llama.cpp's threads spin on while the others are measured.
 import llama_cpp
 
 KINDS = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}

@@ -48,7 +48,7 @@ struct Slot {
 /// The thin caches of all layers and heads, for `plan.slots` sequences.
 ///
 /// A step of a sequence goes through all layers with the same admission: [`begin`](Cache::begin), then for every layer
-/// [`admit`](Self::admit) and reads, then [`commit`](Cache::commit).
+/// [admissions](Self::steps) and reads, then [`commit`](Cache::commit).
 #[derive(Debug)]
 pub struct ThinCache {
     plan: CachePlan,
@@ -141,7 +141,7 @@ impl ThinCache {
     }
 
     /// The cache of a head: as it is before the step under way, or as that layer has it once the tokens are
-    /// [admitted](Self::admit).
+    /// [admitted](HeadStep::admit).
     ///
     /// # Errors
     /// None for a layer that has been through every step.
@@ -158,50 +158,64 @@ impl ThinCache {
         HeadRef::new(self.layouts[index], &bytes[self.starts[index]..self.starts[index + 1]], slot, pages, span, mask)
     }
 
-    /// Admits the step's tokens of one head: chooses its channels if none are chosen and tokens are to be thinned, thins
-    /// what leaves the ring, stores the rest whole.
+    /// The heads of a layer, in their order, each with what the step under way does to it: they can be admitted apart.
+    ///
+    /// # Panics
+    /// Where no step is under way.
+    pub fn steps(&mut self, layer: usize, slot: usize) -> impl Iterator<Item = Result<HeadStep<'_>, Error>> {
+        let Self { plan, layouts, starts, arena, masks, slots, .. } = self;
+        let state = &slots[slot];
+        let step = state.step.expect("a step is under way");
+        let (first, at) = (layer * plan.kv_heads, slot * layouts.len());
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(arena);
+        let mut rest = &mut bytes[starts[first]..];
+        masks[at + first..][..plan.kv_heads].iter_mut().zip(first..).map(move |(mask, index)| {
+            let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
+            rest = tail;
+            let view = HeadMut::new(layouts[index], bytes, slot)?;
+            Ok(HeadStep { view, mask, step, pages: &state.pages, scored: state.scored })
+        })
+    }
+}
+
+/// One head and the step under way.
+#[derive(Debug)]
+pub struct HeadStep<'a> {
+    view: HeadMut<'a>,
+    mask: &'a mut Option<ChannelMask>,
+    step: Admission,
+    /// Page table after the step.
+    pages: &'a [u32],
+    /// Query rows of each query head in the energies before the step.
+    scored: usize,
+}
+
+impl HeadStep<'_> {
+    /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
+    /// leaves the ring, stores the rest whole.
     ///
     /// `queries` yields the newest query rows of each query head of the group, as (data, rows, stride).
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
-    ///
-    /// # Panics
-    /// Where no step is under way.
     pub fn admit<'q>(
         &mut self,
-        layer: usize,
-        head: usize,
-        slot: usize,
         queries: impl Iterator<Item = (&'q [f32], usize, usize)>,
         rows: Rows<'_>,
     ) -> Result<(), Error> {
-        let index = self.index(layer, head);
-        let at = slot * self.layouts.len() + index;
-        let step = self.slots[slot].step.expect("a step is under way");
-        let mut mask = self.masks[at];
-        // The pages move out for the borrow and back in: no allocation.
-        let pages = std::mem::take(&mut self.slots[slot].pages);
-        let group = &mut 0;
-        let scored = self.slots[slot].scored;
-        let admitted = self.head_mut(index, slot).and_then(|mut view| {
-            if mask.is_none() {
-                let mut counted = 0;
-                for (data, count, stride) in queries {
-                    view.add_query_energy(data, count, stride)?;
-                    counted += count;
-                    *group += 1;
-                }
-                if !step.new_blocks().is_empty() {
-                    let queries = counted + scored * *group;
-                    mask = Some(view.choose(step.before.recent as usize, rows, step.new, queries)?);
-                }
+        let Self { view, mask, step, pages, scored } = self;
+        if mask.is_none() {
+            let (mut counted, mut group) = (0, 0);
+            for (data, count, stride) in queries {
+                view.add_query_energy(data, count, stride)?;
+                counted += count;
+                group += 1;
             }
-            view.admit(&step, &pages, mask.as_ref(), rows)
-        });
-        self.slots[slot].pages = pages;
-        self.masks[at] = mask;
-        admitted
+            if !step.new_blocks().is_empty() {
+                **mask = Some(view.choose(step.before.recent as usize, rows, step.new, counted + *scored * group)?);
+            }
+        }
+        view.admit(step, pages, mask.as_ref(), rows)
     }
 }
 

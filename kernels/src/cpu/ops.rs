@@ -180,11 +180,10 @@ impl ThinOps for Cpu {
     ) -> Result<(), Error> {
         let count = rows.dims()[0];
         read(rows, |data| match pass {
-            Pass::Prompt(slot) => admit(cache, layer, slot, count, fused(data, heads)),
-            Pass::Steps(slots) => slots
-                .iter()
-                .enumerate()
-                .try_for_each(|(row, &slot)| admit(cache, layer, slot, 1, fused(&data[row * heads.width()..], heads))),
+            Pass::Prompt(slot) => admit(&self.pool, cache, layer, slot, count, fused(data, heads)),
+            Pass::Steps(slots) => slots.iter().enumerate().try_for_each(|(row, &slot)| {
+                admit(&self.pool, cache, layer, slot, 1, fused(&data[row * heads.width()..], heads))
+            }),
         })
     }
 
