@@ -1,0 +1,57 @@
+//! What storing the cache in fewer bits costs the default model: divergence from a cache in f32, token by token, on real
+//! text.
+
+use std::ops::ControlFlow;
+use thinkey::{
+    engine::{Device, Engine, SessionOptions},
+    model::transformer::WINDOW,
+    store::{DEFAULT, Store},
+    text::Tokenizer,
+    weights::Checkpoint,
+};
+use thinkey_core::{Lambda, StorageKind};
+
+/// Tokens of the prompt, and tokens that are predicted after it.
+const PROMPT: usize = 600;
+const STEPS: usize = 48;
+
+/// Log-probabilities after every step, each step fed the text's own token.
+fn predictions(engine: &mut Engine, text: &[u32], lambda: Lambda, kind: StorageKind) -> Vec<Vec<f64>> {
+    let config = engine.config();
+    let plan = config.cache_plan(1, PROMPT + STEPS, 32, kind);
+    let mut session =
+        engine.session(SessionOptions { plan, window: WINDOW }, |_, _| lambda.kept(config.head_dim)).unwrap();
+    engine.prefill(&mut session, 0, &text[..PROMPT], &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert_eq!(session.allocated(), session.planned().total());
+    let log_probabilities = |logits: &[f32]| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+        logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
+    };
+    text[PROMPT..].iter().map(|&id| log_probabilities(engine.decode(&mut session, &[0], &[id]).unwrap())).collect()
+}
+
+/// Mean over the steps of Σ p·ln(p/q).
+fn divergence(p: &[Vec<f64>], q: &[Vec<f64>]) -> f64 {
+    let one = |p: &Vec<f64>, q: &Vec<f64>| -> f64 { p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum() };
+    p.iter().zip(q).map(|(p, q)| one(p, q)).sum::<f64>() / p.len() as f64
+}
+
+#[test]
+fn fewer_bits_cost_little() {
+    let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let tokenizer = Tokenizer::new(checkpoint.tokenizer().unwrap()).unwrap();
+    let text = include_str!("../../runtime/assets/pig-and-pepper.txt");
+    let mut ids = tokenizer.encode(text, false).unwrap();
+    ids.truncate(PROMPT + STEPS);
+    let mut engine = Engine::load(&checkpoint, Device::Ndarray, 2, &mut |_, _| {}).unwrap();
+    for lambda in [Lambda::WHOLE, Lambda::from_per_mille(500).unwrap()] {
+        let exact = predictions(&mut engine, &ids, lambda, StorageKind::F32);
+        for (kind, most) in [(StorageKind::F16, 1e-5), (StorageKind::Int8, 1e-3), (StorageKind::Int4, 2e-2)] {
+            let off = divergence(&exact, &predictions(&mut engine, &ids, lambda, kind));
+            eprintln!("λ = {} per mille, {}: divergence {off:.2e}", lambda.per_mille(), kind.name());
+            assert!(off < most, "{}: {off}", kind.name());
+        }
+    }
+}
