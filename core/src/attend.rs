@@ -30,6 +30,8 @@ pub struct KeyLanes<'a> {
     pub channels: usize,
     /// Elements between two channels; of no meaning where keys are quantised.
     pub stride: usize,
+    /// Bytes that will be read soon after: a hint for loops that can fetch them in advance.
+    pub ahead: &'a [u8],
 }
 
 #[cfg(feature = "defmt")]
@@ -56,6 +58,8 @@ pub struct ValueRows<'a> {
     pub bytes: &'a [u8],
     /// Channels.
     pub head_dim: usize,
+    /// Bytes that will be read soon after: a hint for loops that can fetch them in advance.
+    pub ahead: &'a [u8],
 }
 
 #[cfg(feature = "defmt")]
@@ -390,19 +394,27 @@ pub fn attend_prefix<L: Loops>(
     let unseen = span.hidden as usize + span.tokens().saturating_sub(window).min(span.prefix());
     let first = blocks.start.max(unseen / BLOCK);
     for start in (first..blocks.end).step_by(TILE_BLOCKS) {
-        let tile = (start..blocks.end.min(start + TILE_BLOCKS)).map(|block| TileBlock {
-            keys: KeyLanes {
-                kind: layout.keys,
-                bytes: head.key_block(block),
-                channels: layout.kept as usize,
-                stride: BLOCK,
-            },
-            values: ValueRows {
-                kind: layout.values,
-                bytes: head.value_block(block),
-                head_dim: layout.head_dim as usize,
-            },
-            lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,
+        let tile = (start..blocks.end.min(start + TILE_BLOCKS)).map(|block| {
+            // The same block of the next tile: its bytes come while this tile is computed.
+            let next = block + TILE_BLOCKS;
+            let ahead: [&[u8]; 2] =
+                if next < blocks.end { [head.key_block(next), head.value_block(next)] } else { [&[], &[]] };
+            TileBlock {
+                keys: KeyLanes {
+                    kind: layout.keys,
+                    bytes: head.key_block(block),
+                    channels: layout.kept as usize,
+                    stride: BLOCK,
+                    ahead: ahead[0],
+                },
+                values: ValueRows {
+                    kind: layout.values,
+                    bytes: head.value_block(block),
+                    head_dim: layout.head_dim as usize,
+                    ahead: ahead[1],
+                },
+                lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,
+            }
         });
         attend_tile(loops, tile, queries.thin, queries.group, queries.scores, partial)?;
     }
@@ -432,11 +444,13 @@ pub fn attend_recent<L: Loops>(
                 bytes: &keys[block * BLOCK * layout.keys.ring().bytes()..],
                 channels: head_dim,
                 stride: layout.ring_stride(),
+                ahead: &[],
             },
             values: ValueRows {
                 kind: layout.values.ring().into(),
                 bytes: &values[block * BLOCK * head_dim * layout.values.ring().bytes()..],
                 head_dim,
+                ahead: &[],
             },
             lanes: unseen.saturating_sub(block * BLOCK)..BLOCK.min(recent - block * BLOCK),
         });

@@ -40,8 +40,9 @@ impl Loops for SimdLoops {
                 self.0.dispatch(KeyScores { kind, keys, queries, group, scores, score_stride });
             }
             Form::Codes(kind) => {
+                let ahead = keys.ahead;
                 let keys = kind.parts(keys.bytes, keys.channels)?;
-                self.0.dispatch(codes::KeyScores { keys, queries, group, scores, score_stride });
+                self.0.dispatch(codes::KeyScores { keys, ahead, queries, group, scores, score_stride });
             }
         }
         Ok(())
@@ -71,9 +72,18 @@ impl Loops for SimdLoops {
                 if lanes.end > BLOCK {
                     return Err(Error::Index { what: "lane", index: lanes.end, limit: BLOCK + 1 });
                 }
-                let head_dim = values.head_dim;
+                let (head_dim, ahead) = (values.head_dim, values.ahead);
                 let values = kind.parts(values.bytes, BLOCK * head_dim.div_ceil(codes::GROUP))?;
-                self.0.dispatch(codes::MixValues { values, head_dim, lanes, weights, weight_stride, group, mixed });
+                self.0.dispatch(codes::MixValues {
+                    values,
+                    ahead,
+                    head_dim,
+                    lanes,
+                    weights,
+                    weight_stride,
+                    group,
+                    mixed,
+                });
             }
         }
         Ok(())
@@ -194,10 +204,15 @@ impl Kernel for KeyScores<'_> {
 impl KeyScores<'_> {
     #[inline(always)]
     fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: FloatKind, head: usize) {
-        let KeyLanes { channels, stride, bytes, .. } = self.keys;
+        let KeyLanes { channels, stride, bytes, ahead, .. } = self.keys;
+        // Fetched once, with the first heads of a larger group.
+        let mut ahead = if head == 0 { ahead } else { &[] }.chunks(BLOCK * kind.bytes());
         let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][..channels]);
         let mut sums = [[simd.splat(0.0); 2]; N];
         for (channel, keys) in bytes.chunks(stride * kind.bytes()).enumerate().take(channels) {
+            if let Some(ahead) = ahead.next() {
+                simd.prefetch(ahead);
+            }
             let keys = [load(simd, kind, keys), load(simd, kind, &keys[LANES * kind.bytes()..])];
             for (query, sums) in queries.iter().zip(&mut sums) {
                 let q = simd.splat(query[channel]);
@@ -243,7 +258,7 @@ impl Kernel for MixValues<'_> {
 impl MixValues<'_> {
     #[inline(always)]
     fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: FloatKind, head: usize) {
-        let ValueRows { bytes, head_dim, .. } = self.values;
+        let ValueRows { bytes, head_dim, ahead, .. } = self.values;
         let weights: [&[f32]; N] =
             std::array::from_fn(|n| &self.weights[(head + n) * self.weight_stride..][..self.lanes.end]);
         let (size, count) = (kind.bytes(), self.lanes.len());
@@ -254,8 +269,12 @@ impl MixValues<'_> {
             let column = vector * LANES;
             // Two vectors of channels at a time: a weight is loaded once for both.
             let pair = vector + 1 < head_dim / LANES;
+            let mut ahead = if head + vector == 0 { ahead } else { &[] }.chunks(head_dim * kind.bytes());
             let mut sums = [[[simd.splat(0.0); 2]; 2]; N];
             for (lane, row) in rows.chunks_exact(head_dim * size).enumerate() {
+                if let Some(ahead) = ahead.next() {
+                    simd.prefetch(ahead);
+                }
                 let row = &row[column * size..];
                 let low = load(simd, kind, row);
                 let high = if pair { load(simd, kind, &row[LANES * size..]) } else { low };
@@ -423,14 +442,14 @@ mod tests {
         ) {
             let stride = if matches!(kind.form(), Form::Float(_)) { BLOCK * (1 + extra) } else { BLOCK };
             let (lines, size) = stored(kind, &mut seed, (channels - 1) * stride + BLOCK);
-            let keys = KeyLanes { kind, bytes: &bytemuck::cast_slice(&lines)[..size], channels, stride };
+            let keys = KeyLanes { kind, bytes: &bytemuck::cast_slice(&lines)[..size], channels, stride, ahead: &[] };
             let queries = numbers(&mut seed, group * channels);
             let mut expected = vec![0.0; group * 40];
             Plain.key_scores(keys, &queries, group, &mut expected, 40).unwrap();
 
             let row = if matches!(kind.form(), Form::Float(_)) { channels } else { channels.next_multiple_of(codes::GROUP) };
             let (lines, size) = stored(kind, &mut seed, BLOCK * row);
-            let values = ValueRows { kind, bytes: &bytemuck::cast_slice(&lines)[..size], head_dim: channels };
+            let values = ValueRows { kind, bytes: &bytemuck::cast_slice(&lines)[..size], head_dim: channels, ahead: &[] };
             let weights = numbers(&mut seed, group * 40);
             let before = numbers(&mut seed, group * channels);
             let lanes = lanes.0.min(lanes.1)..lanes.0.max(lanes.1);
@@ -482,9 +501,9 @@ mod tests {
     #[test]
     fn short_slices_are_errors() {
         let loops = SimdLoops(Level::best());
-        let keys = KeyLanes { kind: StorageKind::F32, bytes: &[0; 127], channels: 1, stride: 32 };
+        let keys = KeyLanes { kind: StorageKind::F32, bytes: &[0; 127], channels: 1, stride: 32, ahead: &[] };
         assert!(loops.key_scores(keys, &[0.0], 1, &mut [0.0; 32], 32).is_err());
-        let values = ValueRows { kind: StorageKind::F32, bytes: &[0; 64], head_dim: 16 };
+        let values = ValueRows { kind: StorageKind::F32, bytes: &[0; 64], head_dim: 16, ahead: &[] };
         assert!(loops.mix_values(values, 0..2, &[0.0; 32], 32, 1, &mut [0.0; 16]).is_err());
         assert!(loops.mix_values(values, 0..1, &[0.0; 32], 32, 1, &mut [0.0; 15]).is_err());
     }

@@ -120,6 +120,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Vectors side by side in such a tile.
     const TILE_VECTORS: usize;
 
+    /// Asks for the cache lines of `bytes`, which will be read soon. It changes nothing but the time that takes.
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        let _ = bytes;
+    }
+
     /// `value` in every lane.
     fn splat(self, value: f32) -> Self::F32;
 

@@ -68,6 +68,7 @@ fn scale_by<S: Simd>(simd: S, x: &[f32], scales: &[f32], mins: &[f32], out: &mut
 
 pub(super) struct KeyScores<'a> {
     pub(super) keys: Groups<'a>,
+    pub(super) ahead: &'a [u8],
     pub(super) queries: &'a [f32],
     pub(super) group: usize,
     pub(super) scores: &'a mut [f32],
@@ -99,6 +100,8 @@ impl KeyScores<'_> {
     fn heads<S: Simd, const N: usize>(&mut self, simd: S, kind: CodeKind, head: usize) {
         let channels = self.keys.scales.len();
         let mut sums = [[simd.splat(0.0); 2]; N];
+        // Fetched once, with the first heads of a larger group.
+        let mut ahead = if head == 0 { self.ahead } else { &[] }.chunks(kind.group_bytes() + 4);
         let steps = self.keys.scales.chunks(STEP).zip(self.keys.mins.chunks(STEP));
         for (step, (scales, mins)) in steps.enumerate() {
             let (mut wide_scales, mut wide_mins) = ([0.0; STEP], [0.0; STEP]);
@@ -112,6 +115,9 @@ impl KeyScores<'_> {
             }
             let codes = &self.keys.codes[step * STEP * kind.group_bytes()..];
             for (channel, codes) in codes.chunks_exact(kind.group_bytes()).take(scales.len()).enumerate() {
+                if let Some(ahead) = ahead.next() {
+                    simd.prefetch(ahead);
+                }
                 let [low, high] = load(simd, kind, codes);
                 for (scaled, sums) in scaled.iter().zip(&mut sums) {
                     let q = simd.splat(scaled[channel % STEP]);
@@ -130,6 +136,7 @@ impl KeyScores<'_> {
 
 pub(super) struct MixValues<'a> {
     pub(super) values: Groups<'a>,
+    pub(super) ahead: &'a [u8],
     pub(super) head_dim: usize,
     pub(super) lanes: Range<usize>,
     pub(super) weights: &'a [f32],
@@ -165,6 +172,8 @@ impl MixValues<'_> {
             let from = &self.weights[(head + n) * self.weight_stride..][self.lanes.clone()];
             weights[self.lanes.clone()].copy_from_slice(from);
         }
+        // Fetched once, with the first heads of a larger group.
+        let mut ahead = if head == 0 { self.ahead } else { &[] }.chunks(kind.group_bytes() + 4);
         for group in 0..row {
             let (mut scales, mut mins) = ([0.0; BLOCK], [0.0; BLOCK]);
             let affine = group * BLOCK..(group + 1) * BLOCK;
@@ -182,6 +191,9 @@ impl MixValues<'_> {
             }
             for lane in self.lanes.clone() {
                 let codes = &self.values.codes[(lane * row + group) * kind.group_bytes()..][..kind.group_bytes()];
+                if let Some(ahead) = ahead.next() {
+                    simd.prefetch(ahead);
+                }
                 let [low, high] = load(simd, kind, codes);
                 for (scaled, sums) in scaled.iter().zip(&mut sums) {
                     let weight = simd.splat(scaled[lane]);

@@ -60,6 +60,11 @@ impl Simd for Avx2 {
     const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        prefetch(bytes);
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> Self::F32 {
         // SAFETY: `self` proves AVX2 (so in every method of this impl).
         unsafe { [_mm256_set1_ps(value); 2] }
@@ -233,6 +238,15 @@ impl Simd for Avx2 {
     }
 }
 
+/// Asks for the cache lines of `bytes`.
+#[inline(always)]
+fn prefetch(bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
 /// The transpose of an 8 × 8 matrix of rows.
 #[inline(always)]
 fn transpose8(simd: Avx2, r: [__m256; 8]) -> [__m256; 8] {
@@ -271,6 +285,11 @@ impl Simd for Avx512 {
     // Twenty-eight accumulators, two vectors of the panel, one or two broadcasts: 32 registers.
     const TILE_ROWS: usize = 14;
     const TILE_VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        prefetch(bytes);
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F32 {
