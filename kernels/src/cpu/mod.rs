@@ -6,6 +6,7 @@ pub mod aligned;
 pub mod attention;
 pub mod bandwidth;
 pub mod cache;
+mod exponential;
 pub mod gemm;
 pub mod linear;
 pub mod loops;

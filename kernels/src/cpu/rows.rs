@@ -1,9 +1,9 @@
 //! Element-wise operations on rows of activations: normalisation, rotary embedding, the gated activation.
 
 use super::{
-    loops::exponential,
+    exponential::exponential,
     pool::Pool,
-    simd::{Kernel, Level, Simd},
+    simd::{Kernel, LANES, Level, Portable, Simd},
 };
 
 /// Rows of a task: enough to pay for handing it out.
@@ -58,31 +58,38 @@ impl Kernel for Norm<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let len = self.weight.len();
+        let (weights, weights_rest) = self.weight.as_chunks::<LANES>();
         for (x, out) in self.x.chunks_exact(len).zip(self.out.chunks_exact_mut(len)) {
-            let scale = inverse_rms(x, self.eps);
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(self.weight) {
-                *out = x * scale * weight;
+            let scale = simd.splat(inverse_rms(simd, x, self.eps));
+            let ((x, rest), (out, out_rest)) = (x.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+            for ((x, weight), out) in x.iter().zip(weights).zip(out) {
+                simd.store(simd.mul(simd.mul(simd.load(x), scale), simd.load(weight)), out);
             }
+            let scaled = simd.mul(simd.load_part(rest, 0.0), scale);
+            simd.store_part(simd.mul(scaled, simd.load_part(weights_rest, 0.0)), out_rest);
         }
     }
 }
 
-/// 1 / √(mean x² + eps), in sixteen partial sums.
+/// 1 / √(mean x² + eps).
 #[inline(always)]
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (vectors, rest) = x.as_chunks::<16>();
-    for vector in vectors {
-        for (sum, x) in sums.iter_mut().zip(vector) {
-            *sum += x * x;
+fn inverse_rms<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    // Two sums: one alone would wait for its own latency.
+    let (pairs, rest) = x.as_chunks::<{ 2 * LANES }>();
+    let mut sums = [simd.splat(0.0); 2];
+    for pair in pairs {
+        if let ([low, high], _) = pair.as_chunks::<LANES>() {
+            let (low, high) = (simd.load(low), simd.load(high));
+            sums = [simd.fma(low, low, sums[0]), simd.fma(high, high, sums[1])];
         }
     }
-    for (sum, x) in sums.iter_mut().zip(rest) {
-        *sum += x * x;
+    for part in rest.chunks(LANES) {
+        let part = simd.load_part(part, 0.0);
+        sums[0] = simd.fma(part, part, sums[0]);
     }
-    1.0 / (sums.iter().sum::<f32>() / x.len() as f32 + eps).sqrt()
+    1.0 / (simd.sum(simd.add(sums[0], sums[1])) / x.len() as f32 + eps).sqrt()
 }
 
 /// Which channels rotary embedding turns together.
@@ -129,7 +136,7 @@ pub fn rotate(
             }
             for (head, x) in data.chunks_exact_mut(2 * half).take(heads + kv_heads).enumerate() {
                 if let Some((query, key, eps)) = rotary.norms {
-                    let scale = inverse_rms(x, eps);
+                    let scale = inverse_rms(Portable, x, eps);
                     let weight = if head < heads { query } else { key };
                     x.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
                 }
@@ -174,17 +181,25 @@ impl Kernel for Gate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         for (x, out) in self.x.chunks_exact(2 * self.len).zip(self.out.chunks_exact_mut(self.len)) {
             let (gate, up) = x.split_at(self.len);
-            for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                // sigmoid(x) by e^-|x|, which cannot overflow.
-                let e = exponential(-gate.abs());
-                let sigmoid = if gate < 0.0 { e } else { 1.0 } / (1.0 + e);
-                *out = gate * sigmoid * up;
+            let ((gate, gate_rest), (up, up_rest)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
+            let (out, out_rest) = out.as_chunks_mut::<LANES>();
+            for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+                simd.store(gated(simd, simd.load(gate), simd.load(up)), out);
             }
+            let rest = gated(simd, simd.load_part(gate_rest, 0.0), simd.load_part(up_rest, 0.0));
+            simd.store_part(rest, out_rest);
         }
     }
+}
+
+/// gate / (1 + e^-gate) · up.
+#[inline(always)]
+fn gated<S: Simd>(simd: S, gate: S::F32, up: S::F32) -> S::F32 {
+    let e = exponential(simd, simd.mul(gate, simd.splat(-1.0)));
+    simd.mul(simd.div(gate, simd.add(simd.splat(1.0), e)), up)
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
+/// Bytes of a cache line.
+pub const LINE: usize = 64;
+
 /// Lanes of a [`Simd`] vector.
 pub const LANES: usize = 16;
 
@@ -120,10 +123,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Vectors side by side in such a tile.
     const TILE_VECTORS: usize;
 
-    /// Asks for the cache lines of `bytes`, which will be read soon. It changes nothing but the time that takes.
+    /// Asks for a cache line that will be read soon. It changes nothing but the time that takes.
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        let _ = bytes;
+    fn prefetch(self, line: &[u8; LINE]) {
+        let _ = line;
     }
 
     /// `value` in every lane.
@@ -141,6 +144,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// a · b.
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
 
+    /// a / b.
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+
+    /// The larger of a and b, lane by lane; b where one is no number.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+
+    /// The smaller of a and b, lane by lane; b where one is no number.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+
+    /// 2^n for lanes n + 1.5 · 2^23, -127 ≤ n ≤ 127; 0 for n = -127.
+    fn power_of_two(self, shifted: Self::F32) -> Self::F32;
+
     /// a · b + c, fused where the level has an instruction for it.
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
 
@@ -149,6 +164,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The sum of the lanes.
     fn sum(self, vector: Self::F32) -> f32;
+
+    /// The floats of a slice shorter than a vector, then `fill`.
+    #[inline(always)]
+    fn load_part(self, values: &[f32], fill: f32) -> Self::F32 {
+        let mut part = [fill; LANES];
+        part[..values.len()].copy_from_slice(values);
+        self.load(&part)
+    }
+
+    /// The first lanes to a slice shorter than a vector.
+    #[inline(always)]
+    fn store_part(self, vector: Self::F32, out: &mut [f32]) {
+        let mut part = [0.0; LANES];
+        self.store(vector, &mut part);
+        out.copy_from_slice(&part[..out.len()]);
+    }
 
     /// Sixteen signed bytes as floats.
     fn load_i8(self, bytes: &[u8; LANES]) -> Self::F32;
@@ -236,8 +267,12 @@ mod tests {
             let wide: &[u8; 64] = &[*bytes; 2].concat().try_into().unwrap();
             let more = [s.i8_words(words), s.load_f32(wide), s.splat_f16(&[bytes[0], bytes[1]]), s.load_u8(half)];
             let eight = s.load(&[eight; 2].concat().try_into().unwrap());
+            let powers = s.load(&std::array::from_fn(|i| 12_582_912.0 + [-127.0, -126.0, 0.0, 1.0, 127.0][i % 5]));
+            let part = s.load_part(&floats[0][..5], 1.0);
+            let limits = [s.max(a, b), s.min(a, b), s.div(a, b), s.power_of_two(powers), part];
             let vectors = exact
                 .into_iter()
+                .chain(limits)
                 .chain(more)
                 .chain(s.halves(half))
                 .chain([eight])
@@ -254,7 +289,7 @@ mod tests {
     }
 
     /// Vectors at the start of the output of [`Everything`] that round nowhere, or once.
-    const EXACT: usize = 12 + LANES;
+    const EXACT: usize = 17 + LANES;
 
     proptest! {
         #[test]
@@ -283,8 +318,10 @@ mod tests {
         let out = Level::PORTABLE.dispatch(Everything(&[0x21; 32], [std::array::from_fn(|i| i as f32); 3], {
             [Affine { scale: 2.0, min: 1.0 }, Affine::scale(0.5)]
         }));
+        assert_eq!(out[8][..5], [0.0, f32::MIN_POSITIVE, 1.0, 2.0, 2.0f32.powi(127)]);
+        assert_eq!(out[9][..6], [0.0, 1.0, 2.0, 3.0, 4.0, 1.0]);
         // Row r of the matrix is lane + r, so its transpose is the same.
-        assert_eq!(out[12 + 3], std::array::from_fn(|i| i as f32 + 3.0));
+        assert_eq!(out[17 + 3], std::array::from_fn(|i| i as f32 + 3.0));
         // Nibbles 1 and 2: 1·2+1 and 2·0.5; less eight: -7·2+1 and -6·0.5.
         assert_eq!(
             [out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]],

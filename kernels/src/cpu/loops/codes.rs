@@ -4,7 +4,7 @@
 //! keys: Σ_c q_c·(code_c·s_c + m_c) = Σ_c (q_c·s_c)·code_c + Σ_c q_c·m_c. In the same way the scale of a token's values
 //! goes into its weight. What is left in the loop is to widen codes and to multiply and add.
 
-use super::{HEADS, LANES, Simd, chains, store, with_heads};
+use super::{Ahead, HEADS, LANES, Simd, store, with_heads};
 use crate::cpu::simd::Kernel;
 use half::f16;
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub(super) use thinkey_core::quant::GROUP;
 fn load<S: Simd>(simd: S, kind: CodeKind, codes: &[u8]) -> [S::F32; 2] {
     match kind {
         CodeKind::Int8 => match codes.as_chunks() {
-            ([low, high], _) => [simd.load_u8(low), simd.load_u8(high)],
+            ([low, high, ..], _) => [simd.load_u8(low), simd.load_u8(high)],
             _ => [simd.splat(0.0); 2],
         },
         CodeKind::Int4 => match codes.first_chunk() {
@@ -101,7 +101,7 @@ impl KeyScores<'_> {
         let channels = self.keys.scales.len();
         let mut sums = [[simd.splat(0.0); 2]; N];
         // Fetched once, with the first heads of a larger group.
-        let mut ahead = if head == 0 { self.ahead } else { &[] }.chunks(kind.group_bytes() + 4);
+        let mut ahead = Ahead::new(if head == 0 { self.ahead } else { &[] }, kind.group_bytes() + 4);
         let steps = self.keys.scales.chunks(STEP).zip(self.keys.mins.chunks(STEP));
         for (step, (scales, mins)) in steps.enumerate() {
             let (mut wide_scales, mut wide_mins) = ([0.0; STEP], [0.0; STEP]);
@@ -115,9 +115,7 @@ impl KeyScores<'_> {
             }
             let codes = &self.keys.codes[step * STEP * kind.group_bytes()..];
             for (channel, codes) in codes.chunks_exact(kind.group_bytes()).take(scales.len()).enumerate() {
-                if let Some(ahead) = ahead.next() {
-                    simd.prefetch(ahead);
-                }
+                ahead.fetch(simd);
                 let [low, high] = load(simd, kind, codes);
                 for (scaled, sums) in scaled.iter().zip(&mut sums) {
                     let q = simd.splat(scaled[channel % STEP]);
@@ -173,40 +171,37 @@ impl MixValues<'_> {
             weights[self.lanes.clone()].copy_from_slice(from);
         }
         // Fetched once, with the first heads of a larger group.
-        let mut ahead = if head == 0 { self.ahead } else { &[] }.chunks(kind.group_bytes() + 4);
+        let mut ahead = Ahead::new(if head == 0 { self.ahead } else { &[] }, kind.group_bytes() + 4);
         for group in 0..row {
             let (mut scales, mut mins) = ([0.0; BLOCK], [0.0; BLOCK]);
             let affine = group * BLOCK..(group + 1) * BLOCK;
             widen(simd, &self.values.scales[affine.clone()], &mut scales);
             widen(simd, &self.values.mins[affine], &mut mins);
             let mut scaled = [[0.0f32; BLOCK]; N];
-            let mut sums = [[[simd.splat(0.0); 2]; 2]; N];
+            let mut sums = [[simd.splat(0.0); 2]; N];
             // A token that is not to be read may hold anything.
             scales[..self.lanes.start].fill(0.0);
             scales[self.lanes.end..].fill(0.0);
             mins[..self.lanes.start].fill(0.0);
             mins[self.lanes.end..].fill(0.0);
             for ((scaled, weights), sums) in scaled.iter_mut().zip(&weights).zip(&mut sums) {
-                sums[0] = [simd.splat(scale_by(simd, weights, &scales, &mins, scaled)); 2];
+                *sums = [simd.splat(scale_by(simd, weights, &scales, &mins, scaled)); 2];
             }
-            for lane in self.lanes.clone() {
-                let codes = &self.values.codes[(lane * row + group) * kind.group_bytes()..][..kind.group_bytes()];
-                if let Some(ahead) = ahead.next() {
-                    simd.prefetch(ahead);
-                }
-                let [low, high] = load(simd, kind, codes);
+            let rows = self.values.codes.chunks_exact(row * kind.group_bytes()).enumerate();
+            for (lane, codes) in rows.take(self.lanes.end).skip(self.lanes.start) {
+                ahead.fetch(simd);
+                let [low, high] = load(simd, kind, &codes[group * kind.group_bytes()..]);
                 for (scaled, sums) in scaled.iter().zip(&mut sums) {
-                    let weight = simd.splat(scaled[lane]);
-                    let sums = &mut sums[lane % chains::<S>(N)];
+                    let weight = simd.splat(scaled[lane % BLOCK]);
                     sums[0] = simd.fma(weight, low, sums[0]);
                     sums[1] = simd.fma(weight, high, sums[1]);
                 }
             }
-            for (n, [even, odd]) in sums.into_iter().enumerate() {
+            for (n, [low, high]) in sums.into_iter().enumerate() {
                 let channels = group * GROUP..self.head_dim.min((group + 1) * GROUP);
                 let mut sum = [0.0f32; GROUP];
-                store(simd, simd.add(even[0], odd[0]), &mut sum);
-                store(simd, simd.add(even[1], odd[1]), &mut sum[LANES..]);
+                store(simd, low, &mut sum);
+                store(simd, high, &mut sum[LANES..]);
                 let mixed = &mut self.mixed[(head + n) * self.head_dim..][channels];
                 for (mix, sum) in mixed.iter_mut().zip(sum) {
                     *mix += sum;

@@ -45,6 +45,28 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| a / b)
+    }
+
+    // Comparisons and no `f32::max`: they are one instruction, and what that does with what is no number.
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, shifted: Self::F32) -> Self::F32 {
+        // The integer n sits in the low bits; 127 biases the exponent.
+        shifted.map(|x| f32::from_bits(x.to_bits().wrapping_add(127) << 23))
+    }
+
+    #[inline(always)]
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         // `mul_add` without an instruction for it is a library call.
         if cfg!(target_arch = "aarch64") {

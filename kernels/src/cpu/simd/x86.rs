@@ -1,6 +1,6 @@
 //! AVX2 and AVX-512.
 
-use super::{Affine, Kernel, LANES, Simd};
+use super::{Affine, Kernel, LANES, LINE, Simd};
 use std::arch::x86_64::*;
 
 /// AVX2, FMA and F16C: x86-64-v3, every such processor since 2013. A value proves that the machine has them.
@@ -60,8 +60,9 @@ impl Simd for Avx2 {
     const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        prefetch(bytes);
+    fn prefetch(self, line: &[u8; LINE]) {
+        // SAFETY: SSE is part of x86-64, and a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -97,6 +98,33 @@ impl Simd for Avx2 {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         // SAFETY: see `splat`.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, shifted: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        shifted.map(|x| unsafe {
+            let n = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+        })
     }
 
     #[inline(always)]
@@ -238,15 +266,6 @@ impl Simd for Avx2 {
     }
 }
 
-/// Asks for the cache lines of `bytes`.
-#[inline(always)]
-fn prefetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: SSE is part of x86-64, and a prefetch of any address touches nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-}
-
 /// The transpose of an 8 × 8 matrix of rows.
 #[inline(always)]
 fn transpose8(simd: Avx2, r: [__m256; 8]) -> [__m256; 8] {
@@ -287,8 +306,9 @@ impl Simd for Avx512 {
     const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        prefetch(bytes);
+    fn prefetch(self, line: &[u8; LINE]) {
+        // SAFETY: SSE is part of x86-64, and a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -319,6 +339,33 @@ impl Simd for Avx512 {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         // SAFETY: see `splat`.
         unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, shifted: Self::F32) -> Self::F32 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let n = _mm512_add_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
+        }
     }
 
     #[inline(always)]
