@@ -178,9 +178,9 @@ impl ThinOps for Cpu {
         rows: &Rows<Self>,
         heads: Heads,
     ) -> Result<(), Error> {
-        let count = rows.dims()[0];
+        // Not by `dims`, which allocates.
         read(rows, |data| match pass {
-            Pass::Prompt(slot) => admit(cache, layer, slot, count, fused(data, heads)),
+            Pass::Prompt(slot) => admit(cache, layer, slot, data.len() / heads.width(), fused(data, heads)),
             Pass::Steps(slots) => slots
                 .iter()
                 .enumerate()
@@ -199,10 +199,10 @@ impl ThinOps for Cpu {
     ) -> Result<Rows<Self>, Error> {
         let Self { pool, level, attention: scratch, .. } = self;
         let machine = (&*pool, *level);
-        let count = rows.dims()[0];
         let mut body = |data: &[f32], out: &mut [f32]| match pass {
             Pass::Prompt(slot) => {
-                attention::prefill(machine, cache, layer, (slot, count), fused(data, heads), out, scratch)
+                let rows = data.len() / heads.width();
+                attention::prefill(machine, cache, layer, (slot, rows), fused(data, heads), out, scratch)
             }
             Pass::Steps(slots) => attention::decode(machine, cache, layer, slots, fused(data, heads), out, scratch),
         };

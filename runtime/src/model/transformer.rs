@@ -110,6 +110,8 @@ impl<O: ThinOps> Session<O> {
 
 /// Activations of one pass.
 struct Activations<O: ThinOps> {
+    /// How many rows. Tensors know it too, but burn allocates to tell.
+    rows: usize,
     /// The residual stream, [rows, width].
     x: Rows<O>,
     /// Queries, keys and values, [rows, their widths].
@@ -278,8 +280,9 @@ impl<O: ThinOps> Model<O> {
             Pass::Prompt(_) => rows - 1..rows,
             Pass::Steps(_) => 0..rows,
         };
-        let Activations { mut x, mut fused, mut mixed, logits } =
-            memory.filter(|memory| memory.x.dims()[0] == rows).unwrap_or_else(|| Activations {
+        let Activations { mut x, mut fused, mut mixed, logits, .. } =
+            memory.filter(|memory| memory.rows == rows).unwrap_or_else(|| Activations {
+                rows,
                 x: ops.rows(rows, config.width),
                 fused: ops.rows(rows, heads.width()),
                 mixed: ops.rows(rows, config.query_width()),
@@ -318,6 +321,6 @@ impl<O: ThinOps> Model<O> {
             }
         }
         let logits = ops.norm_linear(&x, scored, norm, output, logits);
-        Ok(Activations { x, fused, mixed, logits })
+        Ok(Activations { rows, x, fused, mixed, logits })
     }
 }

@@ -1,0 +1,18 @@
+//! What the heap goes through.
+//!
+//! The allocator counts the whole process, so nothing else may run in it: this is a program and not a set of tests.
+#![allow(missing_docs, reason = "tests")]
+
+mod counting;
+#[path = "../cli/fixture.rs"]
+#[allow(dead_code, reason = "the command's tests use the rest")]
+mod fixture;
+mod steps;
+
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
+
+fn main() {
+    steps::a_decode_step_allocates_nothing();
+    println!("heap: all as it should be");
+}
