@@ -112,6 +112,14 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Most bytes of heap that a pool of `threads` threads takes; their stacks come from the system.
+    #[must_use]
+    pub const fn bytes(threads: usize) -> usize {
+        /// What the standard library keeps of a thread: handle, name, packet. Less than this.
+        const THREAD: usize = 2048;
+        size_of::<Shared>() + threads * THREAD
+    }
+
     /// Threads that work on a run, the caller's included.
     #[must_use]
     pub fn threads(&self) -> usize {
