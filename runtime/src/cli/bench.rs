@@ -1,8 +1,14 @@
 //! `thinkey bench`: how fast a model runs on this machine.
 
-use super::{CliError, inspect::lambda, options::KvType, progress, pull::pull};
+use super::{
+    CliError,
+    inspect::lambda,
+    options::{KvType, threads},
+    progress,
+    pull::pull,
+};
 use serde_json::json;
-use std::io::Write;
+use std::{io::Write, num::NonZeroUsize};
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
     engine::{Device, Engine, SessionOptions},
@@ -54,7 +60,7 @@ pub struct Arguments {
     device: Device,
     /// Threads [default: all cores]
     #[arg(long)]
-    threads: Option<usize>,
+    threads: Option<NonZeroUsize>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -63,8 +69,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let path = pull(&Store::open()?, &arguments.model)?;
     let checkpoint = Checkpoint::open(&path)?;
-    let threads =
-        arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let threads = threads(arguments.threads);
     let mut engine = Engine::load(&checkpoint, arguments.device, threads, &mut |_, _| {})?;
     let options = BenchOptions {
         prefill: if arguments.no_prefill { Vec::new() } else { arguments.prefill.clone() },
