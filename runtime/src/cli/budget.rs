@@ -28,6 +28,11 @@ impl FromStr for LambdaChoice {
     }
 }
 
+/// λ as a number.
+pub fn share(lambda: Lambda) -> f64 {
+    f64::from(lambda.per_mille()) / 1000.0
+}
+
 /// What a model is run with, once its memory is planned.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -56,7 +61,8 @@ impl Budget {
         }
         let lambda = match choice {
             LambdaChoice::Fixed(lambda) => lambda,
-            LambdaChoice::Auto => Lambda::WHOLE,
+            // Where nothing fits, what is needed is told for the least that there is.
+            LambdaChoice::Auto => Lambda::from_per_mille(999)?,
         };
         if options.model.device() != Device::Ndarray {
             return match allowed {
@@ -75,18 +81,9 @@ impl Budget {
             return Err(CliError::Memory(Box::new(TooLarge::new(&planner, &workload, &plan, budget))));
         }
         if auto {
-            eprintln!(
-                "thinkey: λ = {} is the smallest that fits {}",
-                f64::from(lambda.per_mille()) / 1000.0,
-                HumanBytes(budget as u64)
-            );
+            eprintln!("thinkey: λ = {} is the smallest that fits {}", share(lambda), HumanBytes(budget as u64));
         }
         Ok(Self { lambda, auto, planned: Some(plan.total()), allowed })
-    }
-
-    /// λ as a number.
-    pub fn lambda(&self) -> f64 {
-        f64::from(self.lambda.per_mille()) / 1000.0
     }
 
     /// Whether λ was found and not given.
@@ -106,7 +103,7 @@ impl fmt::Display for Budget {
         if let (Some(planned), Some(allowed)) = (self.planned, self.allowed) {
             let how = if self.auto { "chosen" } else { "given" };
             let (planned, allowed) = (HumanBytes(planned as u64), HumanBytes(allowed as u64));
-            write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", self.lambda())?;
+            write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", share(self.lambda))?;
         }
         Ok(())
     }
@@ -146,14 +143,16 @@ impl fmt::Display for TooLarge {
             bytes(needed),
             bytes(allowed),
         )?;
-        match context {
-            Some(context) => write!(f, "give --context {context}, ")?,
-            None => write!(f, "no --context is short enough, ")?,
+        match (context, lambda.map(share)) {
+            (Some(context), Some(lambda)) => {
+                write!(f, "give --context {context} for prompt and answer, --lambda {lambda}, or")?;
+            }
+            (Some(context), None) => {
+                write!(f, "give --context {context} for prompt and answer (no --lambda is enough), or")?;
+            }
+            (None, Some(lambda)) => write!(f, "give --lambda {lambda} (no --context is short enough), or")?,
+            (None, None) => write!(f, "no --context is short enough and no --lambda is enough: give")?,
         }
-        match lambda {
-            Some(lambda) => write!(f, "or --lambda {}, ", f64::from(lambda.per_mille()) / 1000.0)?,
-            None => write!(f, "no --lambda is enough, ")?,
-        }
-        write!(f, "or a smaller model (the weights of this one take {})", bytes(weights))
+        write!(f, " a smaller model (the weights of this one take {})", bytes(weights))
     }
 }

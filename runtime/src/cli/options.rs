@@ -62,7 +62,8 @@ pub struct CacheOptions {
     /// How keys and values are stored
     #[arg(long, default_value = "f16")]
     kv_type: KvType,
-    /// Refuse to load what would take more memory, weights included, as 2GiB or 500MB; `thinkey plan` shows the parts
+    /// Refuse to load what would take more memory, weights included, as 2GiB or 500MB: the total of `thinkey plan`, on top
+    /// of which come the program itself and the tokenizer
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<Size>,
 }

@@ -2,6 +2,7 @@
 
 use super::{
     CliError,
+    budget::share,
     inspect::lambda,
     options::{KvType, threads},
     size::Size,
@@ -25,7 +26,7 @@ pub struct Arguments {
     /// A model in the store or a path
     #[arg(default_value = DEFAULT.id)]
     model: String,
-    /// Show what fits this, as 2GiB or 500MB
+    /// Show what fits this, weights included, as 2GiB or 500MB; the program itself and the tokenizer come on top
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
     /// Tokens that a sequence holds [default: the model's context]
@@ -137,10 +138,6 @@ fn sum(parts: &[(&'static str, usize)]) -> usize {
     parts.iter().map(|(_, bytes)| bytes).sum()
 }
 
-fn number(lambda: Lambda) -> f64 {
-    f64::from(lambda.per_mille()) / 1000.0
-}
-
 impl Report {
     fn new(planner: &Planner<'_>, workload: Workload, memory: Option<Size>) -> Result<Self, CliError> {
         let all = Workload { lambda: Lambda::WHOLE, ..workload };
@@ -169,7 +166,7 @@ impl Report {
         json!({
             "model": checkpoint.config().name, "path": checkpoint.path(),
             "context": context, "prompt": prompt.unwrap_or(context).min(context), "batch": slots,
-            "lambda": number(lambda), "recent": recent, "threads": threads,
+            "lambda": share(lambda), "recent": recent, "threads": threads,
             "keys": keys.name(), "values": values.name(),
             "bytes": plan(&self.thin),
             "lambda_0_bytes": plan(&self.whole),
@@ -178,7 +175,7 @@ impl Report {
                 "memory": fit.budget,
                 "fits": self.thin.total() <= fit.budget,
                 "longest_context": fit.context[0], "largest_batch": fit.batch[0],
-                "smallest_lambda": fit.lambda.map(number),
+                "smallest_lambda": fit.lambda.map(share),
                 "lambda_0": { "longest_context": fit.context[1], "largest_batch": fit.batch[1] },
             })),
         })
@@ -187,8 +184,10 @@ impl Report {
     fn print(&self, checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
         let config = checkpoint.config();
         let Workload { context, slots, lambda, recent, keys, values, threads, .. } = self.workload;
-        let lambda = number(lambda);
-        let mut row = |name: &str, thin: String, whole: String| writeln!(out, "{name:26} {thin:>12} {whole:>12}");
+        let lambda = share(lambda);
+        let mut row = |name: &str, thin: String, whole: String| {
+            writeln!(out, "{}", format!("{name:26} {thin:>12} {whole:>12}").trim_end())
+        };
         let bytes = |bytes: usize| HumanBytes(bytes as u64).to_string();
         row(config.name.as_deref().unwrap_or("(no name)"), format!("λ = {lambda}"), "λ = 0".to_owned())?;
         for ((heading, thin), (_, whole)) in parts(&self.thin).into_iter().zip(parts(&self.whole)) {
@@ -201,10 +200,11 @@ impl Report {
         if let Some(Fit { budget, context, batch, lambda }) = self.fit {
             let fits = |plan: &MemoryPlan| if plan.total() <= budget { "fits" } else { "too large" }.to_owned();
             let [most, [batch, batch_whole]] = [context, batch].map(|most| most.map(count));
-            row(&format!("\nin {}", bytes(budget)), fits(&self.thin), fits(&self.whole))?;
+            row("", String::new(), String::new())?;
+            row(&format!("in {}", bytes(budget)), fits(&self.thin), fits(&self.whole))?;
             row("  longest context", most[0].clone(), most[1].clone())?;
             row("  largest batch", batch, batch_whole)?;
-            row("  smallest λ", lambda.map_or_else(none, |lambda| number(lambda).to_string()), String::new())?;
+            row("  smallest λ", lambda.map_or_else(none, |lambda| share(lambda).to_string()), String::new())?;
         }
         let (cache, whole) = (self.thin.cache.total(), self.workload.cache(config).whole_bytes());
         writeln!(

@@ -1,6 +1,9 @@
 //! What an answer took: for people and for programs.
 
-use super::{budget::Budget, options::CacheOptions};
+use super::{
+    budget::{Budget, share},
+    options::CacheOptions,
+};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::fmt;
@@ -55,7 +58,7 @@ impl<'a> Stats<'a> {
             "seconds": { "prefill": reply.prefill.as_secs_f64(), "decode": reply.decode.as_secs_f64() },
             "tokens_per_second": { "prefill": reply.prefill_rate(), "decode": reply.decode_rate() },
             "cache": {
-                "tokens": self.tokens, "used": self.used, "kind": options.kind().name(), "lambda": budget.lambda(),
+                "tokens": self.tokens, "used": self.used, "kind": options.kind().name(), "lambda": share(budget.lambda),
                 "lambda_auto": budget.is_auto(),
                 "recent": options.recent(), "window": options.window(),
             },
