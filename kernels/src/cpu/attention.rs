@@ -14,7 +14,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 use thinkey_core::{
-    BLOCK, CachePlan, Error, HeadLayout, HeadRef, Loops, Partial,
+    BLOCK, CachePlan, Error, HeadLayout, HeadRef, Loops, Partial, Span,
     attend::{self, Queries},
 };
 
@@ -271,6 +271,20 @@ impl Shared {
     }
 }
 
+/// Channels and lanes of the regions of a prompt of `rows` tokens to a cache as `span` says.
+const fn regions(span: Span, kept: usize, head_dim: usize, rows: usize) -> [(usize, usize); 3] {
+    [
+        (kept, span.blocks as usize * BLOCK),
+        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
+        (head_dim, rows.next_multiple_of(BLOCK)),
+    ]
+}
+
+/// Floats that regions take together.
+fn packed_len(regions: [(usize, usize); 3], padded: usize) -> usize {
+    regions.iter().map(|&(channels, lanes)| lanes * (channels + padded)).sum()
+}
+
 /// Packs what a KV head's queries see: thin prefix, ring, new tokens.
 fn pack<'p>(
     past: &HeadRef<'_>,
@@ -283,12 +297,8 @@ fn pack<'p>(
 ) -> Result<Vec<Region<'p>>, Error> {
     let (head_dim, span) = (fused.head_dim, past.span());
     let kept = past.layout().kept as usize;
-    let sizes = [
-        (kept, span.blocks as usize * BLOCK),
-        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
-        (head_dim, rows.next_multiple_of(BLOCK)),
-    ];
-    packed.grow(sizes.iter().map(|&(channels, lanes)| lanes * (channels + padded)).sum());
+    let sizes = regions(span, kept, head_dim, rows);
+    packed.grow(packed_len(sizes, padded));
     let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; head_dim]);
     let mut regions = Vec::with_capacity(3);
     let mut rest = &mut packed[..];
@@ -441,6 +451,46 @@ impl Tile<'_> {
             }
             sum[index] = sum[index] * shrink + SimdLoops(self.level).exponentials(seen, largest);
             max[index] = largest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use thinkey_core::StorageKind;
+
+    proptest! {
+        /// However a sequence comes to its tokens: by prompts and steps of any lengths.
+        #[test]
+        fn packed_regions_stay_within_what_is_told(
+            head_dim in 8usize..80,
+            thinned in 0usize..8,
+            recent in 0usize..100,
+            window in prop::option::of(1usize..400),
+            tokens in 1usize..700,
+            prompt in 1usize..700,
+            feeds in prop::collection::vec((any::<bool>(), 1usize..300), 1..12),
+        ) {
+            let (kind, kept) = (StorageKind::F32, head_dim - thinned);
+            let plan = CachePlan {
+                layers: 1, kv_heads: 1, head_dim, recent, slots: 1, tokens, window, keys: kind, values: kind,
+            };
+            let most = AttentionScratch::packed_bytes(&plan, kept, prompt);
+            let (mut span, mut position) = (Span::default(), 0);
+            for (is_prompt, new) in feeds {
+                let new = new.min(prompt).min(tokens - position);
+                if new == 0 {
+                    break;
+                }
+                for new in if is_prompt { vec![new] } else { vec![1; new] } {
+                    let floats = packed_len(regions(span, kept, head_dim, new), padded(head_dim));
+                    prop_assert!(AlignedVec::bytes(floats) <= most, "{new} tokens after {span:?}: {floats} floats");
+                    span = span.admit(new, recent, window, is_prompt).after;
+                    position += new;
+                }
+            }
         }
     }
 }
