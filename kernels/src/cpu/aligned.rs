@@ -20,13 +20,20 @@ impl AlignedVec {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)] }
     }
 
-    /// Grows to at least `len` floats; new ones are zero. Never shrinks, so a buffer allocates only until it has seen
-    /// its largest use.
+    /// Makes room for at least `len` floats, whose contents are old or zero. Never shrinks, so a buffer allocates only
+    /// until it has seen its largest use, and then it has exactly [`bytes`](Self::bytes): what it held is given back
+    /// before, not copied.
     pub fn grow(&mut self, len: usize) {
-        let lines = len.div_ceil(16);
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0.0; 16]));
+        if self.len() < len {
+            self.lines = Vec::new();
+            *self = Self::zeros(len);
         }
+    }
+
+    /// Bytes of a buffer of `len` floats.
+    #[must_use]
+    pub const fn bytes(len: usize) -> usize {
+        len.div_ceil(16) * size_of::<Line>()
     }
 }
 
@@ -52,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_grows_in_lines_and_keeps_its_floats() {
+    fn it_grows_in_lines_to_what_its_largest_use_takes() {
         let mut buffer = AlignedVec::default();
         assert!(buffer.is_empty());
         for len in [1, 16, 17, 1000, 3] {
@@ -61,8 +68,8 @@ mod tests {
             assert!(buffer.as_ptr().addr().is_multiple_of(64));
             buffer[len - 1] = len as f32;
         }
-        assert_eq!((buffer[0], buffer[2], buffer[15], buffer[16], buffer[999]), (1.0, 3.0, 16.0, 17.0, 1000.0));
-        assert_eq!(buffer.iter().filter(|v| **v != 0.0).count(), 5);
+        assert_eq!((buffer[2], buffer[999]), (3.0, 1000.0), "a smaller use changes nothing");
+        assert_eq!(buffer.lines.capacity() * 64, AlignedVec::bytes(1000));
         assert_eq!(AlignedVec::zeros(17).as_ref() as &[f32], [0.0; 32]);
     }
 }

@@ -6,7 +6,7 @@ use super::{
     gemm::{Shape, Strided, StridedMut, gemm_panel},
     loops::SimdLoops,
     pool::Pool,
-    simd::Level,
+    simd::{LANES, Level},
 };
 use crate::ops::Cache;
 use std::{
@@ -14,7 +14,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 use thinkey_core::{
-    BLOCK, Error, HeadRef, Loops, Partial,
+    BLOCK, CachePlan, Error, HeadLayout, HeadRef, Loops, Partial, Span,
     attend::{self, Queries},
 };
 
@@ -29,11 +29,60 @@ pub struct AttentionScratch {
 
 impl AttentionScratch {
     fn tasks(&mut self, count: usize, floats: usize) {
+        self.tasks.reserve_exact(count.saturating_sub(self.tasks.len()));
         self.tasks.resize_with(count.max(self.tasks.len()), Mutex::default);
         for task in &mut self.tasks[..count] {
             task.get_mut().unwrap_or_else(PoisonError::into_inner).grow(floats);
         }
     }
+
+    /// Most bytes of the buffers of tasks: of steps of up to `plan.slots` sequences and of prompts, on `threads` threads,
+    /// with `heads` query heads.
+    #[must_use]
+    pub fn task_bytes(threads: usize, plan: &CachePlan, heads: usize) -> usize {
+        let CachePlan { kv_heads, head_dim, slots, .. } = *plan;
+        let tasks = (1..=slots).map(|slots| kv_heads * slots * splits(threads, kv_heads * slots)).max().unwrap_or(0);
+        let step = AlignedVec::bytes(attend::attend_len(heads / kv_heads, head_dim));
+        let tile = AlignedVec::bytes(tile_len(head_dim));
+        // Prompts use the first buffers of the same list.
+        let both = tasks.min(threads);
+        both * step.max(tile)
+            + (tasks - both) * step
+            + (threads - both) * tile
+            + tasks.max(threads) * size_of::<Mutex<AlignedVec>>()
+    }
+
+    /// Most bytes of packed keys and values, of a prompt of up to `prompt` tokens and of what the cache held before it;
+    /// the most channels that a head keeps are `kept`.
+    ///
+    /// A token costs least in the prefix, so it is most with as many new ones as there may be. What rounding to blocks
+    /// adds is counted in full, which is at most 64 tokens more than any split of them takes.
+    #[must_use]
+    pub fn packed_bytes(plan: &CachePlan, kept: usize, prompt: usize) -> usize {
+        let (whole, thin) = (plan.head_dim + padded(plan.head_dim), kept + padded(plan.head_dim));
+        let past = plan.tokens.saturating_sub(prompt);
+        let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
+        let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
+        let lanes = prompt.next_multiple_of(BLOCK) + recent + 2 * BLOCK;
+        let pack = 2 * plan.head_dim * size_of::<f32>() + 3 * size_of::<Region<'_>>();
+        AlignedVec::bytes(lanes * whole + blocks * BLOCK * thin) + pack
+    }
+}
+
+/// Tasks that the tokens of a KV head are split over, at most, where `units` KV heads of all sequences are at work: four
+/// a thread together.
+const fn splits(threads: usize, units: usize) -> usize {
+    (4 * threads).div_ceil(if units == 0 { 1 } else { units })
+}
+
+/// Channels of a packed value, in whole pairs of vectors.
+const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(2 * LANES)
+}
+
+/// Floats that a [`Tile`] computes in.
+const fn tile_len(head_dim: usize) -> usize {
+    TILE_ROWS * (2 * head_dim + TILE_KEYS + padded(head_dim) + 2)
 }
 
 /// Where the heads of one layer lie in rows of a fused query/key/value buffer: row t is `data[t * stride ..]`, its query
@@ -78,7 +127,7 @@ pub fn decode(
     let Fused { heads, kv_heads, head_dim, .. } = fused;
     let group = heads / kv_heads;
     let window = cache.plan().window.unwrap_or(usize::MAX);
-    let most = (4 * pool.threads()).div_ceil(kv_heads * slots.len().max(1));
+    let most = splits(pool.threads(), kv_heads * slots.len());
     let memory = attend::attend_len(group, head_dim);
     scratch.tasks(kv_heads * slots.len() * most, memory);
     let tasks = &scratch.tasks;
@@ -91,23 +140,23 @@ pub fn decode(
             actual: fused.data.len(),
         })
     };
-    let splits = |head: &HeadRef<'_>| (head.span().blocks as usize).div_ceil(TASK_BLOCKS).clamp(1, most);
+    let parts = |head: &HeadRef<'_>| (head.span().blocks as usize).div_ceil(TASK_BLOCKS).clamp(1, most);
     let failed = Mutex::new(None);
     pool.run(kv_heads * slots.len() * most, &|task| {
         let (unit, split) = (task / most, task % most);
         let run = || -> Result<(), Error> {
             let head = view(unit)?;
-            let (splits, blocks) = (splits(&head), head.span().blocks as usize);
-            if split >= splits {
+            let (parts, blocks) = (parts(&head), head.span().blocks as usize);
+            if split >= parts {
                 return Ok(());
             }
             let mut memory = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
             let (partial, scratch) = memory.split_at_mut(Partial::len(group, head_dim));
             let mut queries = Queries::new(&head, queries(unit)?, scratch)?;
             let mut partial = Partial::new(partial, group, head_dim)?;
-            let part = blocks * split / splits..blocks * (split + 1) / splits;
+            let part = blocks * split / parts..blocks * (split + 1) / parts;
             attend::attend_prefix(&SimdLoops(level), &head, &mut queries, part, window, &mut partial)?;
-            if split + 1 == splits {
+            if split + 1 == parts {
                 attend::attend_recent(&SimdLoops(level), &head, &mut queries, window, &mut partial)?;
             }
             Ok(())
@@ -120,8 +169,8 @@ pub fn decode(
         return Err(error);
     }
     for (unit, out) in out.chunks_exact_mut(group * head_dim).enumerate() {
-        let splits = splits(&view(unit)?);
-        let (first, others) = scratch.tasks[unit * most..][..splits].split_at_mut(1);
+        let parts = parts(&view(unit)?);
+        let (first, others) = scratch.tasks[unit * most..][..parts].split_at_mut(1);
         let first = first[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut partial = Partial::resume(first, group, head_dim)?;
         for other in others {
@@ -168,13 +217,12 @@ pub fn prefill(
 ) -> Result<(), Error> {
     let Fused { heads, kv_heads, head_dim, .. } = fused;
     let group = heads / kv_heads;
-    let padded = head_dim.next_multiple_of(2 * super::simd::LANES);
+    let padded = padded(head_dim);
     let expected = rows * heads * head_dim;
     if out.len() != expected {
         return Err(Error::Length { what: "attention output", expected, actual: out.len() });
     }
-    let floats = TILE_ROWS * (2 * head_dim + TILE_KEYS + padded + 2);
-    scratch.tasks(pool.threads(), floats);
+    scratch.tasks(pool.threads(), tile_len(head_dim));
     let AttentionScratch { tasks, packed } = scratch;
     let position = cache.position(slot);
     let window = cache.plan().window.unwrap_or(usize::MAX);
@@ -223,6 +271,20 @@ impl Shared {
     }
 }
 
+/// Channels and lanes of the regions of a prompt of `rows` tokens to a cache as `span` says.
+const fn regions(span: Span, kept: usize, head_dim: usize, rows: usize) -> [(usize, usize); 3] {
+    [
+        (kept, span.blocks as usize * BLOCK),
+        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
+        (head_dim, rows.next_multiple_of(BLOCK)),
+    ]
+}
+
+/// Floats that regions take together.
+fn packed_len(regions: [(usize, usize); 3], padded: usize) -> usize {
+    regions.iter().map(|&(channels, lanes)| lanes * (channels + padded)).sum()
+}
+
 /// Packs what a KV head's queries see: thin prefix, ring, new tokens.
 fn pack<'p>(
     past: &HeadRef<'_>,
@@ -235,12 +297,8 @@ fn pack<'p>(
 ) -> Result<Vec<Region<'p>>, Error> {
     let (head_dim, span) = (fused.head_dim, past.span());
     let kept = past.layout().kept as usize;
-    let sizes = [
-        (kept, span.blocks as usize * BLOCK),
-        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
-        (head_dim, rows.next_multiple_of(BLOCK)),
-    ];
-    packed.grow(sizes.iter().map(|&(channels, lanes)| lanes * (channels + padded)).sum());
+    let sizes = regions(span, kept, head_dim, rows);
+    packed.grow(packed_len(sizes, padded));
     let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; head_dim]);
     let mut regions = Vec::with_capacity(3);
     let mut rest = &mut packed[..];
@@ -397,6 +455,46 @@ impl Tile<'_> {
             }
             sum[index] = sum[index] * shrink + SimdLoops(self.level).exponentials(seen, largest);
             max[index] = largest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use thinkey_core::StorageKind;
+
+    proptest! {
+        /// However a sequence comes to its tokens: by prompts and steps of any lengths.
+        #[test]
+        fn packed_regions_stay_within_what_is_told(
+            head_dim in 8usize..80,
+            thinned in 0usize..8,
+            recent in 0usize..100,
+            window in prop::option::of(1usize..400),
+            tokens in 1usize..700,
+            prompt in 1usize..700,
+            feeds in prop::collection::vec((any::<bool>(), 1usize..300), 1..12),
+        ) {
+            let (kind, kept) = (StorageKind::F32, head_dim - thinned);
+            let plan = CachePlan {
+                layers: 1, kv_heads: 1, head_dim, recent, slots: 1, tokens, window, keys: kind, values: kind,
+            };
+            let most = AttentionScratch::packed_bytes(&plan, kept, prompt);
+            let (mut span, mut position) = (Span::default(), 0);
+            for (is_prompt, new) in feeds {
+                let new = new.min(prompt).min(tokens - position);
+                if new == 0 {
+                    break;
+                }
+                for new in if is_prompt { vec![new] } else { vec![1; new] } {
+                    let floats = packed_len(regions(span, kept, head_dim, new), padded(head_dim));
+                    prop_assert!(AlignedVec::bytes(floats) <= most, "{new} tokens after {span:?}: {floats} floats");
+                    span = span.admit(new, recent, window, is_prompt).after;
+                    position += new;
+                }
+            }
         }
     }
 }

@@ -113,6 +113,13 @@ impl ThinCache {
         Ok(Self { plan, window, bytes, layouts, starts, arena, masks, slots, free })
     }
 
+    /// Bytes of heap beside those that the plan counts: where each head lies, and the state of each sequence.
+    #[must_use]
+    pub const fn upkeep_bytes(plan: &CachePlan) -> usize {
+        let heads = plan.layers * plan.kv_heads;
+        heads * size_of::<HeadLayout>() + (heads + 1) * size_of::<usize>() + plan.slots * size_of::<Slot>()
+    }
+
     /// Newest queries of a prompt that score its channels, W.
     #[must_use]
     pub fn window(&self) -> usize {

@@ -71,6 +71,21 @@ pub struct LinearScratch {
     panels: Vec<Mutex<panel::Scratch>>,
 }
 
+impl LinearScratch {
+    /// Most bytes of these buffers, for layers of `cols` columns and up to `rows` rows of x at once on `threads` threads.
+    #[must_use]
+    pub fn bytes(threads: usize, rows: usize, cols: &[usize]) -> usize {
+        let padded =
+            cols.iter().filter(|cols| !cols.is_multiple_of(PAIR)).map(|cols| cols.next_multiple_of(PAIR)).max();
+        let x = AlignedVec::bytes(rows.min(DOT_ROWS) * padded.unwrap_or(0));
+        if rows <= DOT_ROWS {
+            return x;
+        }
+        let widest = cols.iter().copied().max().unwrap_or(0);
+        x + threads * (size_of::<Mutex<panel::Scratch>>() + panel::Scratch::bytes(widest))
+    }
+}
+
 /// A contiguous run of rows of one part: the unit of work.
 struct Chunk<'a> {
     matrix: &'a Matrix,
@@ -182,6 +197,7 @@ impl Linear {
                 });
             }
             _ => {
+                scratch.panels.reserve_exact(pool.threads().saturating_sub(scratch.panels.len()));
                 scratch.panels.resize_with(pool.threads().max(scratch.panels.len()), Mutex::default);
                 let panels = &scratch.panels;
                 pool.run_on_threads(self.chunks(panel::ROWS), &|task, thread| {

@@ -17,4 +17,4 @@ pub mod rows;
 #[allow(clippy::wrong_self_convention)]
 pub mod simd;
 
-pub use ops::Cpu;
+pub use ops::{Cpu, Demand, ScratchBytes};

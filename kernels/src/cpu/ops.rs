@@ -36,7 +36,68 @@ pub struct Cpu {
     gated: Vec<f32>,
 }
 
+/// What decides how much memory [`Cpu`] computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Threads.
+    pub threads: usize,
+    /// Channels of the residual stream.
+    pub width: usize,
+    /// Channels inside a feed-forward part.
+    pub inner: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Most channels that a head of the cache keeps.
+    pub kept: usize,
+    /// Most tokens of a prompt.
+    pub prompt: usize,
+    /// The cache.
+    pub cache: CachePlan,
+}
+
+/// Most bytes of the buffers that [`Cpu`] computes in, by what they are for. They grow to what the largest call needs
+/// and stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScratchBytes {
+    /// Intermediate results of a feed-forward part, for a chunk of a prompt or for the rows of a step.
+    pub chunks: usize,
+    /// Dequantised weights, and activations in the form that products read.
+    pub panels: usize,
+    /// Keys and values of one KV head that a prompt attends to.
+    pub packed: usize,
+    /// Scores and partial results of attention.
+    pub tasks: usize,
+}
+
+impl ScratchBytes {
+    /// All together.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.chunks + self.panels + self.packed + self.tasks
+    }
+}
+
 impl Cpu {
+    /// Most bytes that the buffers come to.
+    #[must_use]
+    pub fn scratch_bytes(demand: &Demand) -> ScratchBytes {
+        let Demand { threads, width, inner, heads, kept, prompt, cache } = *demand;
+        let rows = prompt.max(cache.slots).min(CHUNK);
+        ScratchBytes {
+            chunks: rows * (width + 2 * inner + inner) * size_of::<f32>(),
+            panels: LinearScratch::bytes(threads, rows, &[width, heads * cache.head_dim, inner]),
+            packed: AttentionScratch::packed_bytes(&cache, kept, prompt),
+            tasks: AttentionScratch::task_bytes(threads, &cache, heads),
+        }
+    }
+
+    /// Bytes of a tensor of `len` floats: they, and what burn-ndarray keeps to share them.
+    #[must_use]
+    pub const fn tensor_bytes(len: usize) -> usize {
+        // A vector's pointer, length and capacity behind two counts.
+        len * size_of::<f32>() + 5 * size_of::<usize>()
+    }
+
     /// Operations on `threads` threads, with the vectors of `level`.
     ///
     /// # Errors
@@ -79,10 +140,12 @@ fn write<R>(tensor: Rows<Cpu>, body: impl FnOnce(&mut [f32]) -> R) -> (Rows<Cpu>
     (Tensor::from_primitive(TensorPrimitive::Float(NdArrayTensor::F32(floats))), result)
 }
 
-/// `len` floats of `buffer`, which grows but never shrinks; what they hold is old.
+/// `len` floats of `buffer`, which grows to exactly what is asked for but never shrinks; what they hold is old.
 fn floats(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
-        buffer.resize(len, 0.0);
+        // Given back before, not copied.
+        *buffer = Vec::new();
+        *buffer = vec![0.0; len];
     }
     &mut buffer[..len]
 }
@@ -178,9 +241,9 @@ impl ThinOps for Cpu {
         rows: &Rows<Self>,
         heads: Heads,
     ) -> Result<(), Error> {
-        let count = rows.dims()[0];
+        // Not by `dims`, which allocates.
         read(rows, |data| match pass {
-            Pass::Prompt(slot) => admit(&self.pool, cache, layer, slot, count, fused(data, heads)),
+            Pass::Prompt(slot) => admit(&self.pool, cache, layer, slot, data.len() / heads.width(), fused(data, heads)),
             Pass::Steps(slots) => slots.iter().enumerate().try_for_each(|(row, &slot)| {
                 admit(&self.pool, cache, layer, slot, 1, fused(&data[row * heads.width()..], heads))
             }),
@@ -198,10 +261,10 @@ impl ThinOps for Cpu {
     ) -> Result<Rows<Self>, Error> {
         let Self { pool, level, attention: scratch, .. } = self;
         let machine = (&*pool, *level);
-        let count = rows.dims()[0];
         let mut body = |data: &[f32], out: &mut [f32]| match pass {
             Pass::Prompt(slot) => {
-                attention::prefill(machine, cache, layer, (slot, count), fused(data, heads), out, scratch)
+                let rows = data.len() / heads.width();
+                attention::prefill(machine, cache, layer, (slot, rows), fused(data, heads), out, scratch)
             }
             Pass::Steps(slots) => attention::decode(machine, cache, layer, slots, fused(data, heads), out, scratch),
         };
@@ -233,7 +296,13 @@ impl ThinOps for Cpu {
     }
 
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {
-        out.clear();
-        read(rows, |rows| out.extend_from_slice(rows));
+        read(rows, |rows| {
+            if out.capacity() < rows.len() {
+                *out = Vec::new();
+                out.reserve_exact(rows.len());
+            }
+            out.clear();
+            out.extend_from_slice(rows);
+        });
     }
 }

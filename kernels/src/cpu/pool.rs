@@ -42,6 +42,8 @@ struct Shared {
     job: UnsafeCell<Job>,
     /// A caller owns the job.
     running: AtomicBool,
+    /// Workers that the system has started.
+    started: AtomicUsize,
     /// Workers asleep, or about to be.
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -80,6 +82,8 @@ const fn joined(state: u64) -> u64 {
 impl Pool {
     /// A pool of `threads` threads, the caller of [`run`](Self::run) among them: it spawns one less. 0 counts as 1.
     ///
+    /// Returns when all of them are there: what the system allocates for a thread is allocated then.
+    ///
     /// # Errors
     /// Where the system refuses a thread.
     pub fn new(threads: usize) -> io::Result<Self> {
@@ -88,6 +92,7 @@ impl Pool {
             next: AtomicUsize::new(0),
             job: UnsafeCell::new(Job { tasks: 0, body: &|_, _| {} }),
             running: AtomicBool::new(false),
+            started: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -101,7 +106,18 @@ impl Pool {
             let worker = Builder::new().name(format!("thinkey-{thread}")).spawn(move || shared.work(thread))?;
             pool.workers.push(worker);
         }
+        while pool.shared.started.load(Ordering::Acquire) < pool.workers.len() {
+            yield_now();
+        }
         Ok(pool)
+    }
+
+    /// Most bytes of heap that a pool of `threads` threads takes; their stacks come from the system.
+    #[must_use]
+    pub const fn bytes(threads: usize) -> usize {
+        /// What the standard library keeps of a thread: handle, name, packet. Less than this.
+        const THREAD: usize = 2048;
+        size_of::<Shared>() + threads * THREAD
     }
 
     /// Threads that work on a run, the caller's included.
@@ -223,6 +239,7 @@ impl Shared {
 
     /// The life of a worker.
     fn work(&self, thread: usize) {
+        self.started.fetch_add(1, Ordering::Release);
         let mut seen = 0;
         let mut spin = Spin::new(IDLE);
         loop {

@@ -1,9 +1,17 @@
 //! `thinkey bench`: how fast a model runs on this machine.
 
-use super::{CliError, inspect::lambda, memory::peak_bytes, options::KvType, progress, pull::pull};
+use super::{
+    CliError,
+    budget::share,
+    inspect::lambda,
+    memory::peak_bytes,
+    options::{KvType, threads},
+    progress,
+    pull::pull,
+};
 use serde::Serialize;
 use serde_json::json;
-use std::io::Write;
+use std::{io::Write, num::NonZeroUsize};
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
     engine::{self, Device, Engine, SessionOptions},
@@ -55,7 +63,7 @@ pub struct Arguments {
     device: Device,
     /// Threads [default: all cores]
     #[arg(long)]
-    threads: Option<usize>,
+    threads: Option<NonZeroUsize>,
     /// Show where the time goes
     #[arg(long)]
     profile: bool,
@@ -67,8 +75,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let path = pull(&Store::open()?, &arguments.model)?;
     let checkpoint = Checkpoint::open(&path)?;
-    let threads =
-        arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let threads = threads(arguments.threads);
     let mut engine = Engine::load(&checkpoint, arguments.device, threads, &mut |_, _| {})?;
     let options = BenchOptions {
         prefill: if arguments.no_prefill { Vec::new() } else { arguments.prefill.clone() },
@@ -138,11 +145,6 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
     writeln!(out, "memory reads at {:.1} GB/s", bandwidth / 1e9)?;
     Ok(())
-}
-
-/// λ as a number.
-fn share(lambda: Lambda) -> f64 {
-    f64::from(lambda.per_mille()) / 1000.0
 }
 
 /// What was measured with one kind of cache.

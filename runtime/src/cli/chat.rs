@@ -3,6 +3,7 @@
 use super::{
     CliError,
     answer::answer,
+    budget::Budget,
     input::{Input, Line},
     interrupt,
     options::Options,
@@ -92,6 +93,7 @@ struct Chat<'a> {
     name: String,
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    budget: Budget,
     engine: Engine,
     session: Session,
     sampler: Sampler,
@@ -110,14 +112,17 @@ impl<'a> Chat<'a> {
         let config = checkpoint.config();
         let planned = options.cache.context(config.context)?.unwrap_or(config.context.min(CONTEXT));
         let name = config.name.clone().unwrap_or_else(|| config.architecture.to_string());
+        // A conversation that is read anew may be as long as the context.
+        let budget = Budget::plan(options, &checkpoint, planned, planned)?;
         let engine = options.model.load(&checkpoint)?;
-        let session = options.cache.session(&engine, planned)?;
+        let session = options.cache.session(&engine, planned, budget.lambda)?;
         let mut chat = Self {
             options,
             system: arguments.system.as_deref(),
             name,
             tokenizer,
             template,
+            budget,
             engine,
             session,
             sampler,
@@ -209,7 +214,7 @@ impl<'a> Chat<'a> {
 
     fn print_stats(&self) -> Result<(), CliError> {
         match &self.last {
-            Some(reply) => writeln!(io::stdout(), "{}", Stats::new(reply, &self.session))?,
+            Some(reply) => writeln!(io::stdout(), "{}", Stats::new(reply, &self.session, &self.budget))?,
             None => {
                 writeln!(io::stdout(), "no answer yet; the cache is planned for {} tokens", self.session.plan().tokens)?
             }

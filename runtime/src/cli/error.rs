@@ -1,8 +1,11 @@
 //! What ends a command.
 
+use super::budget::TooLarge;
 use rustyline::error::ReadlineError;
 use std::{io, path::PathBuf};
-use thinkey::{model::ModelError, sample::SamplingError, store::StoreError, text::TextError, weights::WeightsError};
+use thinkey::{
+    engine::Device, model::ModelError, sample::SamplingError, store::StoreError, text::TextError, weights::WeightsError,
+};
 
 /// What ends a command: one line, with the cause and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,18 @@ pub enum CliError {
         planned: usize,
         /// Tokens the model was trained for.
         context: usize,
+    },
+    /// The plan does not fit `--max-memory`.
+    #[error("{0}")]
+    Memory(Box<TooLarge>),
+    /// λ is to follow from a limit that is not given.
+    #[error("--lambda auto is the smallest λ that fits --max-memory; give --max-memory SIZE, or a λ")]
+    AutoWithoutBudget,
+    /// Memory is limited on a device whose memory is not planned.
+    #[error("--max-memory is for --device ndarray; the memory of {device} is not planned yet")]
+    BudgetDevice {
+        /// The device.
+        device: Device,
     },
     /// A benchmark goes deeper than the model can.
     #[error(

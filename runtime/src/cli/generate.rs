@@ -1,6 +1,6 @@
 //! `thinkey generate`: one answer to one prompt.
 
-use super::{CliError, answer::answer, interrupt, options::Options, stats::Stats};
+use super::{CliError, answer::answer, budget::Budget, interrupt, options::Options, stats::Stats};
 use std::{
     fs,
     io::{self, Read, Write},
@@ -69,9 +69,10 @@ pub fn one(
         tokenizer.encode(&model.template(&tokenizer)?.render(&[Message::user(prompt)], true)?, false)?
     };
     let planned = planned(options, checkpoint.config().context, tokens.len())?;
+    let budget = Budget::plan(options, &checkpoint, planned, tokens.len())?;
     announce(tokens.len())?;
     let mut engine = model.load(&checkpoint)?;
-    let mut session = cache.session(&engine, planned)?;
+    let mut session = cache.session(&engine, planned, budget.lambda)?;
 
     interrupt::take_over()?;
     let mut out = io::stdout().lock();
@@ -94,7 +95,7 @@ pub fn one(
         }
         reply => reply?,
     };
-    let stats = Stats::new(&reply, &session);
+    let stats = Stats::new(&reply, &session, &budget);
     match form {
         Form::Json => {
             serde_json::to_writer_pretty(&mut out, &stats.json(cache))?;

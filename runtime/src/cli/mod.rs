@@ -2,6 +2,7 @@
 
 mod answer;
 mod bench;
+mod budget;
 mod chat;
 mod demo;
 mod error;
@@ -11,8 +12,10 @@ mod inspect;
 mod interrupt;
 mod memory;
 mod options;
+mod plan;
 mod progress;
 mod pull;
+mod size;
 mod stats;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +42,8 @@ enum Command {
     Pull(pull::Arguments),
     /// Measure prefill and decode on this machine
     Bench(bench::Arguments),
+    /// Plan the memory that a model takes, and show what fits
+    Plan(plan::Arguments),
     /// Show what a model is, and the bytes of its cache, whole and thin
     Inspect(inspect::Arguments),
 }
@@ -55,6 +60,7 @@ pub fn run() -> Result<ExitCode, CliError> {
         Some(Command::Chat(arguments)) => chat::run(&arguments),
         Some(Command::Pull(arguments)) => pull::run(&arguments).map(done),
         Some(Command::Bench(arguments)) => bench::run(&arguments).map(done),
+        Some(Command::Plan(arguments)) => plan::run(&arguments).map(done),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments).map(done),
     }
 }

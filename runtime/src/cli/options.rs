@@ -1,11 +1,12 @@
 //! What generate and chat have in common: options of the model, of its cache and of sampling.
 
-use super::{CliError, inspect::lambda, progress, pull::pull};
+use super::{CliError, budget::LambdaChoice, progress, pull::pull, size::Size};
 use clap::Parser;
 use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
 use thinkey::{
     engine::{Device, Engine, Session, SessionOptions},
     model::transformer::WINDOW,
+    plan::Workload,
     sample::{Sampler, Sampling},
     store::{DEFAULT, Store},
     text::{ChatTemplate, Tokenizer},
@@ -46,9 +47,9 @@ pub struct ModelOptions {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheOptions {
-    /// Share of key channels to prune, 0 ≤ λ < 1
-    #[arg(long, default_value = "0.5", value_parser = lambda)]
-    lambda: Lambda,
+    /// Share of key channels to prune, 0 ≤ λ < 1; auto is the smallest that fits --max-memory
+    #[arg(long, default_value = "0.5", value_name = "LAMBDA")]
+    lambda: LambdaChoice,
     /// Newest tokens kept whole
     #[arg(long, default_value_t = 32)]
     recent: usize,
@@ -61,6 +62,10 @@ pub struct CacheOptions {
     /// How keys and values are stored; the newest tokens of int8 and int4 stay in f16
     #[arg(long, default_value = "f16")]
     kv_type: KvType,
+    /// Refuse to load what would take more memory, weights included, as 2GiB or 500MB: the total of `thinkey plan`, on top
+    /// of which come the program itself and the tokenizer
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Size>,
 }
 
 /// How keys and values are stored.
@@ -124,7 +129,26 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// What one sequence of `context` tokens is, of which at most `prompt` are fed at once.
+    pub fn workload(&self, context: usize, prompt: Option<usize>, lambda: Lambda) -> Workload {
+        let kind = self.cache.kind();
+        let (recent, threads) = (self.cache.recent, threads(self.model.threads));
+        Workload { context, prompt, slots: 1, lambda, recent, keys: kind, values: kind, threads }
+    }
+}
+
+/// The threads asked for, or as many as the machine has cores.
+pub fn threads(asked: Option<NonZeroUsize>) -> usize {
+    asked.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+}
+
 impl ModelOptions {
+    /// Where the model is computed.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Finds the model, pulling it if need be, and opens its headers and tokenizer.
     pub fn open(&self) -> Result<(Checkpoint, Tokenizer), CliError> {
         let checkpoint = Checkpoint::open(&pull(&Store::open()?, &self.model)?)?;
@@ -144,9 +168,9 @@ impl ModelOptions {
 
     /// Loads the weights.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<Engine, CliError> {
-        let threads = self.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
         let bar = progress::layers("loading", checkpoint.config().layers);
-        let engine = Engine::load(checkpoint, self.device, threads, &mut |done, _| bar.set_position(done as u64));
+        let engine =
+            Engine::load(checkpoint, self.device, threads(self.threads), &mut |done, _| bar.set_position(done as u64));
         bar.finish_and_clear();
         Ok(engine?)
     }
@@ -164,17 +188,22 @@ impl CacheOptions {
         }
     }
 
-    /// One empty sequence of at most `tokens` tokens.
-    pub fn session(&self, engine: &Engine, tokens: usize) -> Result<Session, CliError> {
+    /// One empty sequence of at most `tokens` tokens, with this λ.
+    pub fn session(&self, engine: &Engine, tokens: usize, lambda: Lambda) -> Result<Session, CliError> {
         let config = engine.config();
         let plan = config.cache_plan(1, tokens, self.recent, self.kind());
         let options = SessionOptions { plan, window: self.window.get() };
-        Ok(engine.session(options, |_, _| self.lambda.kept(config.head_dim))?)
+        Ok(engine.session(options, |_, _| lambda.kept(config.head_dim))?)
     }
 
-    /// λ.
-    pub fn lambda(&self) -> f64 {
-        f64::from(self.lambda.per_mille()) / 1000.0
+    /// λ, or how to find it.
+    pub fn lambda(&self) -> LambdaChoice {
+        self.lambda
+    }
+
+    /// Most bytes that may be taken.
+    pub fn max_memory(&self) -> Option<usize> {
+        self.max_memory.map(|Size(bytes)| bytes)
     }
 
     /// W.

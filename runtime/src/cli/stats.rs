@@ -1,6 +1,10 @@
 //! What an answer took: for people and for programs.
 
-use super::{memory::peak_bytes, options::CacheOptions};
+use super::{
+    budget::{Budget, share},
+    memory::peak_bytes,
+    options::CacheOptions,
+};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::fmt;
@@ -9,6 +13,7 @@ use thinkey::{engine::Session, generate::Reply};
 /// Speed and cache bytes of a reply; shown as a line each.
 pub struct Stats<'a> {
     reply: &'a Reply,
+    budget: &'a Budget,
     tokens: usize,
     used: usize,
     whole: usize,
@@ -19,9 +24,10 @@ pub struct Stats<'a> {
 
 impl<'a> Stats<'a> {
     /// Of `reply`, after which the one sequence of `session` is as it is.
-    pub fn new(reply: &'a Reply, session: &Session) -> Self {
+    pub fn new(reply: &'a Reply, session: &Session, budget: &'a Budget) -> Self {
         Self {
             reply,
+            budget,
             tokens: session.plan().tokens,
             used: session.position(0),
             whole: session.plan().whole_bytes(),
@@ -38,7 +44,7 @@ impl<'a> Stats<'a> {
 
     /// All of it, with the answer and the options of the cache.
     pub fn json(&self, options: &CacheOptions) -> Value {
-        let Self { reply, .. } = self;
+        let Self { reply, budget, .. } = self;
         json!({
             "answer": reply.text,
             "end": reply.end,
@@ -46,12 +52,14 @@ impl<'a> Stats<'a> {
             "seconds": { "prefill": reply.prefill.as_secs_f64(), "decode": reply.decode.as_secs_f64() },
             "tokens_per_second": { "prefill": reply.prefill_rate(), "decode": reply.decode_rate() },
             "cache": {
-                "tokens": self.tokens, "used": self.used, "kind": options.kind().name(), "lambda": options.lambda(),
+                "tokens": self.tokens, "used": self.used, "kind": options.kind().name(), "lambda": share(budget.lambda),
+                "lambda_auto": budget.is_auto(),
                 "recent": options.recent(), "window": options.window(),
             },
             "cache_bytes": {
                 "whole": self.whole, "planned": self.planned, "measured": self.measured, "saved": self.saved(),
             },
+            "memory_bytes": budget.json(),
             "peak_bytes": self.peak,
         })
     }
@@ -59,7 +67,7 @@ impl<'a> Stats<'a> {
 
 impl fmt::Display for Stats<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reply, .. } = self;
+        let Self { reply, budget, .. } = self;
         let bytes = |bytes: usize| HumanBytes(bytes as u64);
         writeln!(
             f,
@@ -79,6 +87,10 @@ impl fmt::Display for Stats<'_> {
             bytes(self.measured),
             100.0 * self.saved() as f64 / self.whole as f64,
         )?;
+        let limit = budget.to_string();
+        if !limit.is_empty() {
+            write!(f, "\n{limit}")?;
+        }
         match self.peak {
             Some(peak) => write!(f, "\nprocess: at most {}, weights included", bytes(peak)),
             None => Ok(()),

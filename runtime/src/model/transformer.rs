@@ -12,7 +12,8 @@ use crate::weights::{Checkpoint, LayerRole, Role, WeightsError};
 use std::ops::ControlFlow;
 use thinkey_core::Error;
 use thinkey_kernels::{
-    cpu::{cache::CacheError, linear::LinearError, rows::Pairs},
+    cpu::{Cpu, cache::CacheError, linear::LinearError, rows::Pairs},
+    format::Matrix,
     ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, Rows, ThinOps},
 };
 
@@ -114,6 +115,8 @@ impl<O: ThinOps> Session<O> {
 
 /// Activations of one pass.
 struct Activations<O: ThinOps> {
+    /// How many rows. Tensors know it too, but burn allocates to tell.
+    rows: usize,
     /// The residual stream, [rows, width].
     x: Rows<O>,
     /// Queries, keys and values, [rows, their widths].
@@ -122,6 +125,26 @@ struct Activations<O: ThinOps> {
     mixed: Rows<O>,
     /// [sequences, vocabulary].
     logits: Rows<O>,
+}
+
+/// Bytes of the activations of a pass of `rows` rows on the processor, all but the logits.
+pub(crate) fn activation_bytes(config: &ModelConfig, rows: usize) -> usize {
+    let fused = config.query_width() + 2 * config.kv_width();
+    [config.width, fused, config.query_width()].map(|width| Cpu::tensor_bytes(rows * width)).iter().sum()
+}
+
+/// Most bytes of what describes a model on the processor and a session of it: all but weights, cache and activations.
+pub(crate) fn upkeep_bytes(config: &ModelConfig) -> usize {
+    /// Matrices that a layer's list has room for: one that grows begins with four.
+    const PARTS: usize = 4;
+    /// Lists of them in a layer; embedding and output have one each.
+    const LISTS: usize = 4;
+    size_of::<Model<Cpu>>()
+        + size_of::<Session<Cpu>>()
+        + config.name.as_ref().map_or(0, String::len)
+        + size_of_val(&config.rope.inv_freq[..])
+        + config.layers * size_of::<Layer<Cpu>>()
+        + (config.layers * LISTS + 2) * PARTS * size_of::<Matrix>()
 }
 
 impl<O: ThinOps> Model<O> {
@@ -290,8 +313,9 @@ impl<O: ThinOps> Model<O> {
             Pass::Prompt(_) => rows - 1..rows,
             Pass::Steps(_) => 0..rows,
         };
-        let Activations { mut x, mut fused, mut mixed, logits } =
-            memory.filter(|memory| memory.x.dims()[0] == rows).unwrap_or_else(|| Activations {
+        let Activations { mut x, mut fused, mut mixed, logits, .. } =
+            memory.filter(|memory| memory.rows == rows).unwrap_or_else(|| Activations {
+                rows,
                 x: ops.rows(rows, config.width),
                 fused: ops.rows(rows, heads.width()),
                 mixed: ops.rows(rows, config.query_width()),
@@ -340,6 +364,6 @@ impl<O: ThinOps> Model<O> {
         }
         let logits = ops.norm_linear(&x, scored, norm, output, logits);
         profile.head += laps.lap();
-        Ok(Activations { x, fused, mixed, logits })
+        Ok(Activations { rows, x, fused, mixed, logits })
     }
 }

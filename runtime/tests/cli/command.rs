@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What a run printed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Run {
     pub code: i32,
     pub stdout: String,

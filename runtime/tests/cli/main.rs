@@ -12,5 +12,6 @@ mod interrupt;
 mod main_job;
 #[cfg(target_os = "linux")]
 mod memory;
+mod plan;
 mod server;
 mod store;

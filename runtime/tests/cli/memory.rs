@@ -21,6 +21,8 @@ fn a_prompt_of_4096_tokens_stays_within_plan_and_300_megabytes() {
     let (whole, measured) = (number("/cache_bytes/whole"), number("/cache_bytes/measured"));
     assert_eq!(measured, number("/cache_bytes/planned"));
     assert!(measured as f64 <= 0.78 * whole as f64, "{measured} of {whole}");
-    let peak = number("/peak_bytes");
+    let (peak, planned) = (number("/peak_bytes"), number("/memory_bytes/planned"));
+    // The program and its tokenizer come on top.
+    assert!(peak <= planned + 40_000_000, "{peak} bytes, {planned} planned");
     assert!(peak <= 300_000_000, "{peak} bytes");
 }

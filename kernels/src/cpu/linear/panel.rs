@@ -25,6 +25,14 @@ pub(super) struct Scratch {
     rows: AlignedVec,
 }
 
+impl Scratch {
+    /// Bytes of the buffers of one thread for layers of up to `cols` columns.
+    pub(super) const fn bytes(cols: usize) -> usize {
+        let depth = if cols < DEPTH { cols.next_multiple_of(PAIR) } else { DEPTH };
+        AlignedVec::bytes(depth * PANEL) + AlignedVec::bytes(LANES * STEP)
+    }
+}
+
 /// Computes the columns of `chunk`, at most [`ROWS`], for every row of `x`.
 ///
 /// # Safety

@@ -1,0 +1,158 @@
+//! Memory is planned before the weights are loaded: `--max-memory` and `--lambda auto`.
+
+use super::{CliError, inspect::lambda, options::Options};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+use std::{fmt, str::FromStr};
+use thinkey::{
+    engine::Device,
+    plan::{MemoryPlan, Planner, Workload},
+    weights::Checkpoint,
+};
+use thinkey_core::Lambda;
+
+/// λ as the command line gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LambdaChoice {
+    /// This one.
+    Fixed(Lambda),
+    /// The smallest that fits `--max-memory`.
+    Auto,
+}
+
+impl FromStr for LambdaChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" { Ok(Self::Auto) } else { lambda(text).map(Self::Fixed) }
+    }
+}
+
+/// λ as a number.
+pub fn share(lambda: Lambda) -> f64 {
+    f64::from(lambda.per_mille()) / 1000.0
+}
+
+/// What a model is run with, once its memory is planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// λ, as given or as found.
+    pub lambda: Lambda,
+    /// Whether it was found.
+    auto: bool,
+    /// Bytes planned, where the device is one that is planned for.
+    planned: Option<usize>,
+    /// Bytes allowed.
+    allowed: Option<usize>,
+}
+
+impl Budget {
+    /// Plans a sequence of `context` tokens of which at most `prompt` are fed at once; nothing is loaded yet.
+    ///
+    /// # Errors
+    /// [`CliError::Memory`] where it does not fit `--max-memory`, [`CliError::AutoWithoutBudget`],
+    /// [`CliError::BudgetDevice`] on devices that are not planned for.
+    pub fn plan(options: &Options, checkpoint: &Checkpoint, context: usize, prompt: usize) -> Result<Self, CliError> {
+        let allowed = options.cache.max_memory();
+        let choice = options.cache.lambda();
+        let auto = choice == LambdaChoice::Auto;
+        if auto && allowed.is_none() {
+            return Err(CliError::AutoWithoutBudget);
+        }
+        let lambda = match choice {
+            LambdaChoice::Fixed(lambda) => lambda,
+            // Where nothing fits, what is needed is told for the least that there is.
+            LambdaChoice::Auto => Lambda::from_per_mille(999)?,
+        };
+        if options.model.device() != Device::Ndarray {
+            return match allowed {
+                Some(_) => Err(CliError::BudgetDevice { device: options.model.device() }),
+                None => Ok(Self { lambda, auto, planned: None, allowed }),
+            };
+        }
+        let planner = Planner::new(checkpoint);
+        let workload = options.workload(context, Some(prompt), lambda);
+        let Some(budget) = allowed else {
+            return Ok(Self { lambda, auto, planned: Some(planner.plan(&workload)?.total()), allowed });
+        };
+        let lambda = if auto { planner.smallest_lambda(&workload, budget).unwrap_or(lambda) } else { lambda };
+        let plan = planner.plan(&Workload { lambda, ..workload })?;
+        if plan.total() > budget {
+            return Err(CliError::Memory(Box::new(TooLarge::new(&planner, &workload, &plan, budget))));
+        }
+        if auto {
+            eprintln!("thinkey: λ = {} is the smallest that fits {}", share(lambda), HumanBytes(budget as u64));
+        }
+        Ok(Self { lambda, auto, planned: Some(plan.total()), allowed })
+    }
+
+    /// Whether λ was found and not given.
+    pub fn is_auto(&self) -> bool {
+        self.auto
+    }
+
+    /// Bytes planned and allowed.
+    pub fn json(&self) -> Value {
+        json!({ "planned": self.planned, "allowed": self.allowed })
+    }
+}
+
+/// Shown where memory is limited, as a line without an end.
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(planned), Some(allowed)) = (self.planned, self.allowed) {
+            let how = if self.auto { "chosen" } else { "given" };
+            let (planned, allowed) = (HumanBytes(planned as u64), HumanBytes(allowed as u64));
+            write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", share(self.lambda))?;
+        }
+        Ok(())
+    }
+}
+
+/// A plan that does not fit, and the ways out. Shown as one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    needed: usize,
+    allowed: usize,
+    weights: usize,
+    planned: usize,
+    context: Option<usize>,
+    lambda: Option<Lambda>,
+}
+
+impl TooLarge {
+    fn new(planner: &Planner<'_>, workload: &Workload, plan: &MemoryPlan, allowed: usize) -> Self {
+        Self {
+            needed: plan.total(),
+            allowed,
+            weights: plan.weights.total(),
+            planned: workload.context,
+            context: planner.longest_context(workload, allowed),
+            lambda: planner.smallest_lambda(workload, allowed),
+        }
+    }
+}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { needed, allowed, weights, planned, context, lambda } = *self;
+        let bytes = |bytes: usize| HumanBytes(bytes as u64);
+        write!(
+            f,
+            "{planned} tokens need {needed} bytes ({}), more than the {allowed} ({}) of --max-memory; ",
+            bytes(needed),
+            bytes(allowed),
+        )?;
+        match (context, lambda.map(share)) {
+            (Some(context), Some(lambda)) => {
+                write!(f, "give --context {context} for prompt and answer, --lambda {lambda}, or")?;
+            }
+            (Some(context), None) => {
+                write!(f, "give --context {context} for prompt and answer (no --lambda is enough), or")?;
+            }
+            (None, Some(lambda)) => write!(f, "give --lambda {lambda} (no --context is short enough), or")?,
+            (None, None) => write!(f, "no --context is short enough and no --lambda is enough: give")?,
+        }
+        write!(f, " a smaller model (the weights of this one take {})", bytes(weights))
+    }
+}

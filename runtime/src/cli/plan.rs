@@ -1,0 +1,228 @@
+//! `thinkey plan`: the memory that a model takes, before it is loaded, and what fits.
+
+use super::{
+    CliError,
+    budget::share,
+    inspect::lambda,
+    options::{KvType, threads},
+    size::Size,
+};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+use std::{
+    io::{self, Write},
+    num::NonZeroUsize,
+};
+use thinkey::{
+    plan::{MemoryPlan, Planner, Workload},
+    store::{DEFAULT, Store},
+    weights::Checkpoint,
+};
+use thinkey_core::Lambda;
+
+/// Arguments of `thinkey plan`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A model in the store or a path
+    #[arg(default_value = DEFAULT.id)]
+    model: String,
+    /// Show what fits this, weights included, as 2GiB or 500MB; the program itself and the tokenizer come on top
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// Tokens that a sequence holds [default: the model's context]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<NonZeroUsize>,
+    /// Most tokens that are read at once [default: the whole context]
+    #[arg(long, value_name = "TOKENS")]
+    prompt: Option<NonZeroUsize>,
+    /// Sequences at a time
+    #[arg(long, default_value = "1", value_name = "SEQUENCES")]
+    batch: NonZeroUsize,
+    /// Share of key channels to prune, 0 ≤ λ < 1
+    #[arg(long, default_value = "0.5", value_parser = lambda)]
+    lambda: Lambda,
+    /// Newest tokens kept whole
+    #[arg(long, default_value_t = 32)]
+    recent: usize,
+    /// How keys and values are stored
+    #[arg(long, default_value = "f16")]
+    kv_type: KvType,
+    /// Threads on the processor [default: all cores]
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), CliError> {
+    let checkpoint = Checkpoint::open(&Store::open()?.resolve(&arguments.model)?)?;
+    let config = checkpoint.config();
+    let context = match arguments.context.map(NonZeroUsize::get) {
+        Some(planned) if planned > config.context => {
+            return Err(CliError::LargeContext { planned, context: config.context });
+        }
+        planned => planned.unwrap_or(config.context),
+    };
+    let workload = Workload {
+        context,
+        prompt: arguments.prompt.map(NonZeroUsize::get),
+        slots: arguments.batch.get(),
+        lambda: arguments.lambda,
+        recent: arguments.recent,
+        keys: arguments.kv_type.into(),
+        values: arguments.kv_type.into(),
+        threads: threads(arguments.threads),
+    };
+    let planner = Planner::new(&checkpoint);
+    let report = Report::new(&planner, workload, arguments.memory)?;
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &report.json(&checkpoint))?;
+        writeln!(out)?;
+    } else {
+        report.print(&checkpoint, &mut out)?;
+    }
+    Ok(())
+}
+
+/// A workload, and the same with every channel kept.
+struct Report {
+    workload: Workload,
+    thin: MemoryPlan,
+    whole: MemoryPlan,
+    fit: Option<Fit>,
+}
+
+/// What fits a budget, as planned and with every channel kept.
+struct Fit {
+    budget: usize,
+    context: [Option<usize>; 2],
+    batch: [Option<usize>; 2],
+    lambda: Option<Lambda>,
+}
+
+/// The parts of a plan: headings, and what is under them.
+fn parts(plan: &MemoryPlan) -> [(&'static str, Vec<(&'static str, usize)>); 4] {
+    let MemoryPlan { weights, cache, scratch, prompt, step, logits, upkeep } = *plan;
+    [
+        ("weights", vec![("mapped", weights.mapped), ("converted", weights.converted)]),
+        (
+            "cache",
+            vec![
+                ("prefix keys", cache.prefix_keys),
+                ("prefix values", cache.prefix_values),
+                ("recent tokens", cache.recent),
+                ("query energies", cache.energies),
+                ("masks", cache.masks),
+                ("page tables", cache.tables),
+            ],
+        ),
+        (
+            "prefill",
+            vec![
+                ("activations", prompt),
+                ("chunks", scratch.chunks),
+                ("packed keys and values", scratch.packed),
+                ("weight panels", scratch.panels),
+            ],
+        ),
+        (
+            "decode",
+            vec![("activations", step), ("attention tasks", scratch.tasks), ("logits", logits), ("upkeep", upkeep)],
+        ),
+    ]
+}
+
+fn sum(parts: &[(&'static str, usize)]) -> usize {
+    parts.iter().map(|(_, bytes)| bytes).sum()
+}
+
+impl Report {
+    fn new(planner: &Planner<'_>, workload: Workload, memory: Option<Size>) -> Result<Self, CliError> {
+        let all = Workload { lambda: Lambda::WHOLE, ..workload };
+        let fit = |Size(budget)| Fit {
+            budget,
+            context: [&workload, &all].map(|workload| planner.longest_context(workload, budget)),
+            batch: [&workload, &all].map(|workload| planner.largest_batch(workload, budget)),
+            lambda: planner.smallest_lambda(&workload, budget),
+        };
+        Ok(Self { workload, thin: planner.plan(&workload)?, whole: planner.plan(&all)?, fit: memory.map(fit) })
+    }
+
+    fn json(&self, checkpoint: &Checkpoint) -> Value {
+        let Workload { context, prompt, slots, lambda, recent, keys, values, threads } = self.workload;
+        let plan = |plan: &MemoryPlan| {
+            let mut json = json!({ "total": plan.total(), "heap": plan.heap() });
+            for (heading, parts) in parts(plan) {
+                let mut group = json!({ "total": sum(&parts) });
+                for (name, bytes) in parts {
+                    group[name.replace(' ', "_")] = bytes.into();
+                }
+                json[heading] = group;
+            }
+            json
+        };
+        json!({
+            "model": checkpoint.config().name, "path": checkpoint.path(),
+            "context": context, "prompt": prompt.unwrap_or(context).min(context), "batch": slots,
+            "lambda": share(lambda), "recent": recent, "threads": threads,
+            "keys": keys.name(), "values": values.name(),
+            "bytes": plan(&self.thin),
+            "lambda_0_bytes": plan(&self.whole),
+            "whole_cache_bytes": self.workload.cache(checkpoint.config()).whole_bytes(),
+            "fits": self.fit.as_ref().map(|fit| json!({
+                "memory": fit.budget,
+                "fits": self.thin.total() <= fit.budget,
+                "longest_context": fit.context[0], "largest_batch": fit.batch[0],
+                "smallest_lambda": fit.lambda.map(share),
+                "lambda_0": { "longest_context": fit.context[1], "largest_batch": fit.batch[1] },
+            })),
+        })
+    }
+
+    fn print(&self, checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
+        let config = checkpoint.config();
+        let Workload { context, slots, lambda, recent, keys, values, threads, .. } = self.workload;
+        let lambda = share(lambda);
+        let mut row = |name: &str, thin: String, whole: String| {
+            writeln!(out, "{}", format!("{name:26} {thin:>12} {whole:>12}").trim_end())
+        };
+        let bytes = |bytes: usize| HumanBytes(bytes as u64).to_string();
+        row(config.name.as_deref().unwrap_or("(no name)"), format!("λ = {lambda}"), "λ = 0".to_owned())?;
+        for ((heading, thin), (_, whole)) in parts(&self.thin).into_iter().zip(parts(&self.whole)) {
+            row(heading, bytes(sum(&thin)), bytes(sum(&whole)))?;
+            for ((name, thin), (_, whole)) in thin.into_iter().zip(whole) {
+                row(&format!("  {name}"), bytes(thin), bytes(whole))?;
+            }
+        }
+        row("total", bytes(self.thin.total()), bytes(self.whole.total()))?;
+        if let Some(Fit { budget, context, batch, lambda }) = self.fit {
+            let fits = |plan: &MemoryPlan| if plan.total() <= budget { "fits" } else { "too large" }.to_owned();
+            let [most, [batch, batch_whole]] = [context, batch].map(|most| most.map(count));
+            row("", String::new(), String::new())?;
+            row(&format!("in {}", bytes(budget)), fits(&self.thin), fits(&self.whole))?;
+            row("  longest context", most[0].clone(), most[1].clone())?;
+            row("  largest batch", batch, batch_whole)?;
+            row("  smallest λ", lambda.map_or_else(none, |lambda| share(lambda).to_string()), String::new())?;
+        }
+        let (cache, whole) = (self.thin.cache.total(), self.workload.cache(config).whole_bytes());
+        writeln!(
+            out,
+            "\n{slots} × {context} tokens, the newest {recent} whole, {} keys and {} values, {threads} threads; the cache \
+             is {:.1}% of {}, what the same tokens take whole",
+            keys.name(),
+            values.name(),
+            100.0 * cache as f64 / whole as f64,
+            bytes(whole),
+        )
+    }
+}
+
+fn count(most: Option<usize>) -> String {
+    most.map_or_else(none, |most| most.to_string())
+}
+
+fn none() -> String {
+    "none".to_owned()
+}

@@ -1,0 +1,135 @@
+//! What fits a budget. More tokens, more sequences and more channels take more memory, so that each is found by halving.
+
+use super::{Planner, Workload};
+use std::ops::RangeInclusive;
+use thinkey_core::Lambda;
+
+impl Planner<'_> {
+    /// Whether `workload` fits `budget` bytes. One that cannot be planned does not.
+    #[must_use]
+    pub fn fits(&self, workload: &Workload, budget: usize) -> bool {
+        self.plan(workload).is_ok_and(|plan| plan.total() <= budget)
+    }
+
+    /// The longest context, at most the model's, with which `workload` fits `budget` bytes; a longer prompt is cut to it.
+    #[must_use]
+    pub fn longest_context(&self, workload: &Workload, budget: usize) -> Option<usize> {
+        largest(1..=self.config().context, |context| self.fits(&Workload { context, ..*workload }, budget))
+    }
+
+    /// The most sequences with which `workload` fits `budget` bytes.
+    #[must_use]
+    pub fn largest_batch(&self, workload: &Workload, budget: usize) -> Option<usize> {
+        largest(1..=usize::from(u16::MAX), |slots| self.fits(&Workload { slots, ..*workload }, budget))
+    }
+
+    /// The smallest λ with which `workload` fits `budget` bytes: that which prunes least.
+    #[must_use]
+    pub fn smallest_lambda(&self, workload: &Workload, budget: usize) -> Option<Lambda> {
+        const MOST: u16 = 999;
+        let lambda = |kept| Lambda::from_per_mille(MOST - kept as u16).ok();
+        let fits = |kept| lambda(kept).is_some_and(|lambda| self.fits(&Workload { lambda, ..*workload }, budget));
+        largest(0..=usize::from(MOST), fits).and_then(lambda)
+    }
+}
+
+/// The largest number of `range` that `fits`, which holds up to some number and for none beyond.
+fn largest(range: RangeInclusive<usize>, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut least, mut most) = range.into_inner();
+    if !fits(least) {
+        return None;
+    }
+    // `least` fits, and nothing above `most` does.
+    while least < most {
+        let middle = most - (most - least) / 2;
+        if fits(middle) {
+            least = middle;
+        } else {
+            most = middle - 1;
+        }
+    }
+    Some(least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{Checkpoint, fixture};
+    use bytes::Bytes;
+    use std::path::Path;
+    use thinkey_core::StorageKind;
+
+    #[test]
+    fn the_largest_of_a_range() {
+        for limit in 0..12 {
+            let expected = (3..=9).filter(|&number| number <= limit).max();
+            assert_eq!(largest(3..=9, |number| number <= limit), expected);
+        }
+    }
+
+    fn checkpoint() -> Checkpoint {
+        let file = fixture::gguf(&fixture::config(crate::model::Architecture::Llama)).to_bytes();
+        Checkpoint::from_gguf(Path::new("tiny.gguf"), Bytes::from(file)).unwrap()
+    }
+
+    const WORKLOAD: Workload = Workload {
+        context: 100,
+        prompt: None,
+        slots: 2,
+        lambda: Lambda::WHOLE,
+        recent: 32,
+        keys: StorageKind::F16,
+        values: StorageKind::F16,
+        threads: 2,
+    };
+
+    /// Every number is the best: by trying all.
+    #[test]
+    fn searches_find_what_trying_everything_finds() {
+        let checkpoint = checkpoint();
+        let planner = Planner::new(&checkpoint);
+        let total = |workload: Workload| planner.plan(&workload).unwrap().total();
+        let (least, most) =
+            (total(Workload { context: 1, slots: 1, ..WORKLOAD }), total(Workload { context: 128, ..WORKLOAD }));
+        for budget in (least - 1000..most + 1000).step_by(1777) {
+            let fits = |workload| total(workload) <= budget;
+            let context = (1..=128).filter(|&context| fits(Workload { context, ..WORKLOAD })).max();
+            assert_eq!(planner.longest_context(&WORKLOAD, budget), context);
+            let slots = (1..=50).filter(|&slots| fits(Workload { slots, ..WORKLOAD })).max();
+            assert_eq!(planner.largest_batch(&WORKLOAD, budget), slots);
+            let lambdas = (0..1000).map(|per_mille| Lambda::from_per_mille(per_mille).unwrap());
+            let lambda = lambdas.filter(|&lambda| fits(Workload { lambda, ..WORKLOAD })).min();
+            assert_eq!(planner.smallest_lambda(&WORKLOAD, budget), lambda);
+        }
+    }
+
+    /// Halving needs it.
+    #[test]
+    fn more_of_anything_takes_no_less() {
+        let checkpoint = checkpoint();
+        let planner = Planner::new(&checkpoint);
+        for threads in [1, 2, 5] {
+            for prompt in [None, Some(40)] {
+                let start = Workload { threads, prompt, ..WORKLOAD };
+                let total = |workload: Workload| planner.plan(&workload).unwrap().total();
+                let rising = |totals: Vec<usize>| assert!(totals.is_sorted(), "{totals:?}");
+                rising((1..300).map(|context| total(Workload { context, ..start })).collect());
+                rising((1..60).map(|slots| total(Workload { slots, ..start })).collect());
+                let lambda = |per_mille| Lambda::from_per_mille(per_mille).unwrap();
+                rising((0..1000).rev().map(|at| total(Workload { lambda: lambda(at), ..start })).collect());
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_planned_fits_nothing() {
+        let checkpoint = checkpoint();
+        let planner = Planner::new(&checkpoint);
+        let workload = Workload { recent: 5000, ..WORKLOAD };
+        assert!(planner.plan(&workload).is_err());
+        assert!(!planner.fits(&workload, usize::MAX));
+        assert_eq!(planner.longest_context(&workload, usize::MAX), None);
+        assert_eq!(planner.longest_context(&WORKLOAD, usize::MAX), Some(128));
+        assert_eq!(planner.smallest_lambda(&WORKLOAD, 0), None);
+    }
+}

@@ -1,0 +1,192 @@
+//! Bytes by part.
+
+use crate::{
+    model::{ModelConfig, transformer},
+    weights::{Checkpoint, Role},
+};
+use thinkey_core::{CacheBytes, CachePlan, Error, Lambda, StorageKind};
+use thinkey_kernels::cpu::{Cpu, Demand, ScratchBytes, cache::ThinCache, pool::Pool};
+
+/// What a model is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Most tokens that a sequence holds.
+    pub context: usize,
+    /// Most tokens that are fed at once; `None` for as many as the context holds.
+    pub prompt: Option<usize>,
+    /// Sequences at a time: the batch.
+    pub slots: usize,
+    /// Share of key channels that is pruned.
+    pub lambda: Lambda,
+    /// Newest tokens kept whole, R.
+    pub recent: usize,
+    /// How keys are stored.
+    pub keys: StorageKind,
+    /// How values are stored.
+    pub values: StorageKind,
+    /// Threads on the processor.
+    pub threads: usize,
+}
+
+impl Workload {
+    /// Channels that head `head` of layer `layer` keeps, T.
+    fn kept(&self, config: &ModelConfig, _layer: usize, _head: usize) -> usize {
+        self.lambda.kept(config.head_dim)
+    }
+
+    /// The plan of the cache.
+    #[must_use]
+    pub fn cache(&self, config: &ModelConfig) -> CachePlan {
+        let plan = config.cache_plan(self.slots, self.context, self.recent, self.keys);
+        CachePlan { values: self.values, ..plan }
+    }
+}
+
+/// Bytes of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// The files, which are mapped and read: they are memory of the process once they are.
+    pub mapped: usize,
+    /// What is converted to f32 when the model is loaded: norms and biases.
+    pub converted: usize,
+}
+
+impl WeightBytes {
+    /// Of the files and the shape of a model.
+    #[must_use]
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let config = checkpoint.config();
+        let vectors = Role::needed(config).filter_map(|role| match role.shape(config)[..] {
+            [len] => Some(Cpu::tensor_bytes(len)),
+            _ => None,
+        });
+        Self { mapped: usize::try_from(checkpoint.size_bytes()).unwrap_or(usize::MAX), converted: vectors.sum() }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.mapped.saturating_add(self.converted)
+    }
+}
+
+/// The memory that a workload takes, by part, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Weights.
+    pub weights: WeightBytes,
+    /// The cache: exactly what is allocated.
+    pub cache: CacheBytes,
+    /// Buffers that operations compute in, at their largest.
+    pub scratch: ScratchBytes,
+    /// Activations of the longest prompt. They are held while it is read.
+    pub prompt: usize,
+    /// Activations of a decode step. They are kept from step to step.
+    pub step: usize,
+    /// Logits: of a prompt's last token, of a step, and a copy of the latter for the caller.
+    pub logits: usize,
+    /// What holds the rest together: descriptions of layers, heads, sequences and threads.
+    pub upkeep: usize,
+}
+
+impl MemoryPlan {
+    /// Everything.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.weights.mapped.saturating_add(self.heap())
+    }
+
+    /// Everything but the mapped weights: what is allocated, at most, from the time the model is loaded on.
+    #[must_use]
+    pub const fn heap(&self) -> usize {
+        self.weights.converted
+            + self.cache.total()
+            + self.scratch.total()
+            + self.prompt
+            + self.step
+            + self.logits
+            + self.upkeep
+    }
+}
+
+/// Plans workloads of one model on the processor.
+#[derive(Clone, Debug)]
+pub struct Planner<'a> {
+    config: &'a ModelConfig,
+    weights: WeightBytes,
+}
+
+impl<'a> Planner<'a> {
+    /// A planner for the model of `checkpoint`, of which nothing but the header is read.
+    #[must_use]
+    pub fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self { config: checkpoint.config(), weights: WeightBytes::of(checkpoint) }
+    }
+
+    /// What the checkpoint says of the model.
+    #[must_use]
+    pub fn config(&self) -> &'a ModelConfig {
+        self.config
+    }
+
+    /// The memory that `workload` takes.
+    ///
+    /// # Errors
+    /// As [`CachePlan::bytes`]: where a number of the workload does not fit the layout of a cache.
+    pub fn plan(&self, workload: &Workload) -> Result<MemoryPlan, Error> {
+        let Self { config, weights } = *self;
+        let plan = workload.cache(config);
+        // First, since it checks the numbers.
+        let cache = plan.bytes(|layer, head| workload.kept(config, layer, head))?;
+        let heads = (0..config.layers).flat_map(|layer| (0..config.kv_heads).map(move |head| (layer, head)));
+        let kept = heads.map(|(layer, head)| workload.kept(config, layer, head)).max().unwrap_or(0);
+        let prompt = workload.prompt.unwrap_or(workload.context).min(workload.context);
+        let demand = Demand {
+            threads: workload.threads,
+            width: config.width,
+            inner: config.feed_forward,
+            heads: config.heads,
+            kept,
+            prompt,
+            cache: plan,
+        };
+        let (slots, logits) = (plan.slots, |rows| Cpu::tensor_bytes(rows * config.vocab));
+        Ok(MemoryPlan {
+            weights,
+            cache,
+            scratch: Cpu::scratch_bytes(&demand),
+            prompt: transformer::activation_bytes(config, prompt),
+            step: transformer::activation_bytes(config, slots),
+            logits: logits(1) + 2 * logits(slots),
+            upkeep: transformer::upkeep_bytes(config) + ThinCache::upkeep_bytes(&plan) + Pool::bytes(workload.threads),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worked example that circulates with another result: 32 sequences of 2,048 tokens, 24 layers of 16 heads of 128
+    /// channels. Keys alone are 12.9 GB in f32 and 6.4 GB in f16; keys and values are twice that.
+    #[test]
+    fn the_whole_cache_of_a_worked_example() {
+        let plan = |kind| CachePlan {
+            layers: 24,
+            kv_heads: 16,
+            head_dim: 128,
+            recent: 32,
+            slots: 32,
+            tokens: 2048,
+            window: None,
+            keys: kind,
+            values: kind,
+        };
+        let numbers = 32_usize * 2048 * 24 * 16 * 128;
+        for (kind, bytes, keys) in [(StorageKind::F32, 4, 12.9), (StorageKind::F16, 2, 6.4)] {
+            let whole = plan(kind).whole_bytes();
+            assert_eq!(whole, 2 * numbers * bytes);
+            assert_eq!((whole as f64 / 2.0 / 1e8).round() / 10.0, keys, "GB of keys in {}", kind.name());
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The heap against its plan.
+
+use super::{counting::count, fixture};
+use bytes::Bytes;
+use std::{ops::ControlFlow, path::Path};
+use thinkey::{
+    engine::{Device, Engine, SessionOptions},
+    model::{Architecture, ModelConfig, transformer::WINDOW},
+    plan::{Planner, Workload},
+    store::{DEFAULT, Store},
+    weights::Checkpoint,
+};
+use thinkey_core::{Lambda, StorageKind};
+
+/// What is fed to which sequence: so many tokens of a prompt, or one step of every sequence of the list.
+enum Feed<'a> {
+    Prompt(usize, usize),
+    Steps(&'a [usize], usize),
+}
+
+/// Loads the model of `checkpoint`, feeds its sequences, and holds the heap against the plan; how much of it was held at
+/// most is to be at least `share`.
+fn check(what: &str, checkpoint: &Checkpoint, workload: &Workload, feeds: &[Feed<'_>], share: f64) {
+    let config = checkpoint.config();
+    let plan = Planner::new(checkpoint).plan(workload).unwrap();
+    let prompt: Vec<u32> = (0..workload.context).map(|at| (at * 7919 % config.vocab) as u32).collect();
+    let (allocated, account) = count(|| {
+        let mut engine = Engine::load(checkpoint, Device::Ndarray, workload.threads, &mut |_, _| {}).unwrap();
+        let options = SessionOptions { plan: workload.cache(config), window: WINDOW };
+        let mut session = engine.session(options, |_, _| workload.lambda.kept(config.head_dim)).unwrap();
+        for feed in feeds {
+            match *feed {
+                Feed::Prompt(slot, tokens) => {
+                    engine
+                        .prefill(&mut session, slot, &prompt[..tokens], &mut |_, _| ControlFlow::Continue(()))
+                        .unwrap();
+                }
+                Feed::Steps(slots, steps) => {
+                    for _ in 0..steps {
+                        engine.decode(&mut session, slots, &prompt[..slots.len()]).unwrap();
+                    }
+                }
+            }
+        }
+        session.allocated()
+    });
+    println!("heap: {what}: at most {} of {} bytes planned, {} of them cache", account.most, plan.heap(), allocated);
+    assert_eq!(allocated, plan.cache.total(), "{what}: the cache is what was planned");
+    assert!(account.most <= plan.heap(), "{what}: {account:?} is more than planned: {plan:?}");
+    assert!(
+        account.most as f64 >= share * plan.heap() as f64,
+        "{what}: {account:?} is far less than planned: {plan:?}"
+    );
+    assert_eq!(account.kept, 0, "{what}: everything is given back");
+}
+
+/// Tiny models of every family, prompts and batches that grow, so that every buffer grows too.
+pub fn the_heap_of_tiny_models_is_as_planned() {
+    let llama = fixture::config(2048);
+    let configs = [
+        llama.clone(),
+        ModelConfig { architecture: Architecture::Mistral, width: 60, sliding_window: Some(300), ..llama.clone() },
+        ModelConfig { architecture: Architecture::Qwen2, qkv_bias: true, ..llama.clone() },
+        ModelConfig { architecture: Architecture::Qwen3, qk_norm: true, tied_embeddings: true, ..llama },
+    ];
+    for config in configs {
+        let file = fixture::gguf(&config).to_bytes();
+        let checkpoint = Checkpoint::from_gguf(Path::new("tiny.gguf"), Bytes::from(file)).unwrap();
+        for (threads, kind, per_mille) in
+            [(1, StorageKind::F32, 0), (2, StorageKind::F16, 500), (4, StorageKind::F16, 900)]
+        {
+            let workload = Workload {
+                context: 1300,
+                prompt: None,
+                slots: 3,
+                lambda: Lambda::from_per_mille(per_mille).unwrap(),
+                recent: 40,
+                keys: kind,
+                values: kind,
+                threads,
+            };
+            let what = format!("{}, {threads} threads", config.architecture);
+            let feeds = [
+                Feed::Prompt(0, 5),
+                Feed::Steps(&[0], 2),
+                Feed::Prompt(1, 700),
+                Feed::Steps(&[1, 0], 2),
+                Feed::Prompt(1, 550),
+                Feed::Prompt(2, 1297),
+                Feed::Steps(&[2, 1, 0], 3),
+                Feed::Steps(&[1], 1),
+            ];
+            check(&what, &checkpoint, &workload, &feeds, 0.95);
+        }
+    }
+}
+
+/// The default model, if it is in the store.
+pub fn the_heap_of_the_default_model_is_as_planned() {
+    let found = Store::open().ok().and_then(|store| store.find(DEFAULT.id).ok().flatten());
+    let Some(path) = found else {
+        println!("heap: the default model is not in the store; only tiny ones were tested");
+        return;
+    };
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let workload = Workload {
+        context: 2048,
+        prompt: Some(2000),
+        slots: 1,
+        lambda: Lambda::from_per_mille(500).unwrap(),
+        recent: 32,
+        keys: StorageKind::F16,
+        values: StorageKind::F16,
+        threads: 2,
+    };
+    check("default model", &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], 0.98);
+}

@@ -1,0 +1,50 @@
+//! Decode steps.
+
+use super::{
+    counting::{Account, count},
+    fixture,
+};
+use bytes::Bytes;
+use std::{ops::ControlFlow, path::Path};
+use thinkey::{
+    engine::{Device, Engine, SessionOptions},
+    model::{Architecture, ModelConfig, transformer::WINDOW},
+    weights::Checkpoint,
+};
+use thinkey_core::StorageKind;
+
+/// Steps long enough that every sequence begins, fills and flushes blocks, and one drops some.
+const STEPS: u32 = 150;
+
+/// After the first one of its batch size; flushes of the ring are among them, and the first choice of channels.
+pub fn a_decode_step_allocates_nothing() {
+    let llama = fixture::config(512);
+    let configs = [
+        llama.clone(),
+        // A width that is no multiple of a vector; a window that blocks fall out of.
+        ModelConfig { architecture: Architecture::Mistral, width: 60, sliding_window: Some(100), ..llama.clone() },
+        ModelConfig { architecture: Architecture::Qwen2, qkv_bias: true, ..llama.clone() },
+        ModelConfig { architecture: Architecture::Qwen3, qk_norm: true, tied_embeddings: true, ..llama },
+    ];
+    for config in configs {
+        let file = fixture::gguf(&config).to_bytes();
+        let checkpoint = Checkpoint::from_gguf(Path::new("tiny.gguf"), Bytes::from(file)).unwrap();
+        for (threads, kind) in [(1, StorageKind::F32), (2, StorageKind::F16)] {
+            let mut engine = Engine::load(&checkpoint, Device::Ndarray, threads, &mut |_, _| {}).unwrap();
+            let plan = engine.config().cache_plan(3, 480, 32, kind);
+            let mut session = engine.session(SessionOptions { plan, window: WINDOW }, |_, _| 8).unwrap();
+            for slot in 0..3 {
+                let prompt: Vec<u32> = (0..10 + 100 * slot as u32).collect();
+                engine.prefill(&mut session, slot, &prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            }
+            for slots in [&[1, 2, 0][..], &[2]] {
+                engine.decode(&mut session, slots, &[0; 3][..slots.len()]).unwrap();
+                for step in 0..STEPS / slots.len() as u32 {
+                    let tokens = &[step, 0, 1][..slots.len()];
+                    let (_, account) = count(|| engine.decode(&mut session, slots, tokens).unwrap()[0]);
+                    assert_eq!(account, Account::default(), "step {step} of {slots:?}, {:?}", config.architecture);
+                }
+            }
+        }
+    }
+}
