@@ -91,7 +91,7 @@ impl ThinCache {
             }
         }
         starts.push(start);
-        // Zeroed by the system page by page when first touched: a long context costs nothing until it is used.
+        // Aligned memory is zeroed when it is had: all of a plan is resident from the start, as it is promised.
         let arena = bytemuck::allocation::try_zeroed_vec(start / size_of::<Line>())
             .map_err(|()| CacheError::Memory { bytes: start })?;
         let mut masks = room(heads * plan.slots)?;
