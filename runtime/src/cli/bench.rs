@@ -1,6 +1,12 @@
 //! `thinkey bench`: how fast a model runs on this machine.
 
-use super::{CliError, inspect::lambda, options::KvType, progress, pull::pull};
+use super::{
+    CliError,
+    inspect::lambda,
+    options::{KvType, ProcessorOptions},
+    progress,
+    pull::pull,
+};
 use serde_json::json;
 use std::io::Write;
 use thinkey::{
@@ -52,9 +58,8 @@ pub struct Arguments {
     /// Where to compute
     #[arg(long, default_value_t = Device::Ndarray)]
     device: Device,
-    /// Threads [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    processor: ProcessorOptions,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -63,9 +68,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let path = pull(&Store::open()?, &arguments.model)?;
     let checkpoint = Checkpoint::open(&path)?;
-    let threads =
-        arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let mut engine = Engine::load(&checkpoint, arguments.device, threads, &mut |_, _| {})?;
+    let engine_options = arguments.processor.engine(arguments.device);
+    let threads = engine_options.threads;
+    let activations = engine_options.activations.name();
+    let mut engine = Engine::load(&checkpoint, engine_options, &mut |_, _| {})?;
     let options = BenchOptions {
         prefill: if arguments.no_prefill { Vec::new() } else { arguments.prefill.clone() },
         depths: if arguments.no_decode { Vec::new() } else { arguments.depth.clone() },
@@ -104,6 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         let report = json!({
             "model": engine.config().name, "path": path, "machine": machine(), "device": arguments.device.to_string(),
             "threads": threads, "simd": level, "lambda": lambda, "recent": arguments.recent, "kv_type": kind.name(),
+            "activations": activations,
             "bandwidth": bandwidth, "prefill": prefill, "decode": decode,
         });
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -112,7 +119,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
     writeln!(
         out,
-        "{} on {threads} threads of {} ({level}), λ = {lambda}, {} cache, median of {} (least to most)",
+        "{} on {threads} threads of {} ({level}), {activations} activations, λ = {lambda}, {} cache, median of {} (least \
+         to most)",
         engine.config().name.as_deref().unwrap_or("model"),
         machine().as_deref().unwrap_or(std::env::consts::ARCH),
         kind.name(),

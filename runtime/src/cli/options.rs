@@ -4,7 +4,7 @@ use super::{CliError, inspect::lambda, progress, pull::pull};
 use clap::Parser;
 use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
 use thinkey::{
-    engine::{Device, Engine, Session, SessionOptions},
+    engine::{Activations, Device, Engine, EngineOptions, Session, SessionOptions},
     model::transformer::WINDOW,
     sample::{Sampler, Sampling},
     store::{DEFAULT, Store},
@@ -37,9 +37,26 @@ pub struct ModelOptions {
     /// Where the model is computed: ndarray (the processor) or cuda
     #[arg(long, default_value_t)]
     device: Device,
+    #[command(flatten)]
+    processor: ProcessorOptions,
+}
+
+/// How the processor computes.
+#[derive(clap::Args)]
+pub struct ProcessorOptions {
     /// Threads on the processor [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// How the processor's linear layers read their input: as it is, or, faster, in eight bits
+    #[arg(long, default_value = "int8")]
+    activations: ActivationType,
+}
+
+/// In what numbers linear layers read their input.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ActivationType {
+    Exact,
+    Int8,
 }
 
 /// How the cache is stored.
@@ -138,11 +155,23 @@ impl ModelOptions {
 
     /// Loads the weights.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<Engine, CliError> {
-        let threads = self.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        let options = self.processor.engine(self.device);
         let bar = progress::layers("loading", checkpoint.config().layers);
-        let engine = Engine::load(checkpoint, self.device, threads, &mut |done, _| bar.set_position(done as u64));
+        let engine = Engine::load(checkpoint, options, &mut |done, _| bar.set_position(done as u64));
         bar.finish_and_clear();
         Ok(engine?)
+    }
+}
+
+impl ProcessorOptions {
+    /// An engine on `device`.
+    pub fn engine(&self, device: Device) -> EngineOptions {
+        let threads = self.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        let activations = match self.activations {
+            ActivationType::Exact => Activations::Exact,
+            ActivationType::Int8 => Activations::Int8,
+        };
+        EngineOptions { device, threads, activations }
     }
 }
 

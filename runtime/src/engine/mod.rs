@@ -9,6 +9,7 @@ use crate::{
 };
 use std::{fmt, ops::ControlFlow, str::FromStr};
 use thinkey_core::{CacheBytes, CachePlan};
+pub use thinkey_kernels::cpu::linear::Activations;
 use thinkey_kernels::{
     cpu::{Cpu, simd::Level},
     ops::Cache,
@@ -49,6 +50,17 @@ impl FromStr for Device {
             _ => Err(UnknownDevice(name.to_owned())),
         }
     }
+}
+
+/// How a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Where.
+    pub device: Device,
+    /// Threads on the processor.
+    pub threads: usize,
+    /// In what numbers the processor's linear layers read their input; other devices read it exactly.
+    pub activations: Activations,
 }
 
 /// What a session's cache is to be.
@@ -120,20 +132,19 @@ macro_rules! any {
 }
 
 impl Engine {
-    /// Loads the model of `checkpoint` onto `device`; on the processor, `threads` threads compute it and its weights
-    /// stay in the checkpoint's memory map. `progress` is told how many layers of how many are loaded.
+    /// Loads the model of `checkpoint` onto a device; on the processor its weights stay in the checkpoint's memory map.
+    /// `progress` is told how many layers of how many are loaded.
     ///
     /// # Errors
     /// [`ModelError`] where a tensor is missing or damaged; [`ModelError::Device`] where the device cannot be used.
     pub fn load(
         checkpoint: &Checkpoint,
-        device: Device,
-        threads: usize,
+        options: EngineOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        match device {
+        match options.device {
             Device::Ndarray => {
-                let ops = Cpu::new(threads, Level::best())?;
+                let ops = Cpu::new(options.threads, Level::best(), options.activations)?;
                 Ok(Self(Backend::Ndarray(Box::new(Model::load(checkpoint, ops, progress)?))))
             }
             #[cfg(feature = "cuda")]
