@@ -1,5 +1,5 @@
 //! Linear layers at the shapes of SmolLM2-135M: `elements` a second are weights for decoding, multiplications for
-//! prefill. `cargo bench --bench linear -- decode/Q4_1` picks some.
+//! prefill. `cargo bench --bench linear -- decode/int8/Q4_1` picks some.
 
 #![allow(missing_docs, reason = "criterion_group! writes a public function without any")]
 
@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use std::hint::black_box;
 use thinkey_kernels::cpu::aligned::AlignedVec;
 use thinkey_kernels::cpu::gemm::{PANEL, Shape, Strided, StridedMut, gemm_panel};
-use thinkey_kernels::cpu::linear::{Linear, LinearScratch, Mode};
+use thinkey_kernels::cpu::linear::{Activations, Arithmetic, Linear, LinearScratch, Mode};
 use thinkey_kernels::cpu::pool::Pool;
 use thinkey_kernels::cpu::simd::Level;
 use thinkey_kernels::format::{Matrix, WeightFormat};
@@ -25,9 +25,10 @@ fn layer(format: WeightFormat, rows: usize, cols: usize) -> Linear {
     Linear::new(vec![matrix], None).expect("one matrix")
 }
 
-fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
+fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], activations: Activations, m: usize) {
+    let arithmetic = Arithmetic { level: Level::best(), activations };
     for format in formats {
-        let mut group = c.benchmark_group(format!("{name}/{}", format.name()));
+        let mut group = c.benchmark_group(format!("{name}/{}/{}", activations.name(), format.name()));
         for (rows, cols) in SHAPES {
             let layer = layer(*format, rows, cols);
             // The output head sees only the last token of a prompt.
@@ -42,7 +43,7 @@ fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
                 let mut scratch = LinearScratch::default();
                 group.bench_function(BenchmarkId::new(format!("{rows}x{cols}"), threads), |b| {
                     let (x, out) = (&x[..m * layer.cols()], &mut out[..m * rows]);
-                    b.iter(|| layer.forward(&pool, Level::best(), black_box(x), out, Mode::Store, &mut scratch));
+                    b.iter(|| layer.forward(&pool, arithmetic, black_box(x), out, Mode::Store, &mut scratch));
                 });
             }
         }
@@ -50,11 +51,13 @@ fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
 }
 
 fn decode(c: &mut Criterion) {
-    forward(c, "decode", &WeightFormat::ALL, 1);
+    forward(c, "decode", &WeightFormat::ALL, Activations::Exact, 1);
+    let integer: Vec<_> = WeightFormat::ALL.into_iter().filter(|format| format.has_codes()).collect();
+    forward(c, "decode", &integer, Activations::Int8, 1);
 }
 
 fn prefill(c: &mut Criterion) {
-    forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], 512);
+    forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], Activations::Exact, 512);
 }
 
 fn micro_kernel(c: &mut Criterion) {
