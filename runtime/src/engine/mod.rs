@@ -7,7 +7,7 @@ use crate::{
     model::{Model, ModelConfig, ModelError, transformer},
     weights::Checkpoint,
 };
-use std::{fmt, ops::ControlFlow, str::FromStr};
+use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
 use thinkey_core::{CacheBytes, CachePlan};
 pub use thinkey_kernels::cpu::linear::Activations;
 use thinkey_kernels::{
@@ -61,6 +61,14 @@ pub struct EngineOptions {
     pub threads: usize,
     /// In what numbers the processor's linear layers read their input; other devices read it exactly.
     pub activations: Activations,
+}
+
+impl Default for EngineOptions {
+    /// The processor, all of its cores, the default activations.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self { device: Device::default(), threads, activations: Activations::default() }
+    }
 }
 
 /// What a session's cache is to be.
