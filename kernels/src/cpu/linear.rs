@@ -63,9 +63,9 @@ pub enum Activations {
     /// As they are, in `f32`.
     #[default]
     Exact,
-    /// In eight bits, every 32 with a scale of their own, where that is faster: decoding with the formats that
+    /// In eight bits, every four with a scale of their own, where that is faster: decoding with the formats that
     /// [have codes](crate::format::WeightFormat::has_codes). An activation is off by at most 1/254 of the largest of
-    /// its 32, so an output by at most Σ |w| · largest / 254.
+    /// its four, so an output by at most Σ |w| · largest / 254.
     Int8,
 }
 
@@ -104,7 +104,7 @@ pub enum Mode {
 pub struct LinearScratch {
     /// x with its rows padded, where their length is no whole number of vectors.
     x: AlignedVec,
-    /// x in eight bits: 576 bytes for every 256 activations of a row, or part of them.
+    /// x in eight bits: 832 bytes for every 256 activations of a row, or part of them.
     quantised: Vec<Segment>,
     /// One a thread of the pool. The locks are never contended: they are what makes the access safe.
     panels: Vec<Mutex<panel::Scratch>>,

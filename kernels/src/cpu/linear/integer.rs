@@ -1,6 +1,6 @@
 //! Few rows of x in eight bits: integer dot products straight from the blocks.
 //!
-//! Products of four neighbours are summed as integers, exactly; sums of a block are scaled as floats. So every level
+//! Products of four neighbours are summed as integers, exactly, and those sums are scaled as floats. So every level
 //! gives the same result but for the rounding of those, and the result differs from that of [`dot`](super::dot) by what
 //! quantising x changes.
 
@@ -92,11 +92,21 @@ struct Sums<'a, B: Bytes, const M: usize> {
     x: [&'a [Segment]; M],
     /// The segments at hand.
     at: [&'a Segment; M],
-    /// Scales of weights times scales of x.
+    /// Scales of weights, after them minima times sums of x.
     scales: [B::F32; M],
     sums: [B::F32; M],
     /// In lanes 8..16, minima times sums of x.
     mins: [B::F32; M],
+}
+
+impl<B: Bytes, const M: usize> Sums<'_, B, M> {
+    /// Adds the products with a quarter of a segment of row i of x.
+    #[inline(always)]
+    fn add(&mut self, i: usize, quarter: usize, codes: B::Codes, offset: u8, scales: B::F32) {
+        let (simd, x) = (self.bytes.simd(), &self.at[i].quarters[quarter]);
+        let dot = self.bytes.dot(codes, offset, x);
+        self.sums[i] = simd.fma(dot, simd.mul(scales, simd.load(&x.scales)), self.sums[i]);
+    }
 }
 
 impl<B: Bytes, const M: usize> CodeSink<B> for Sums<'_, B, M> {
@@ -114,28 +124,21 @@ impl<B: Bytes, const M: usize> CodeSink<B> for Sums<'_, B, M> {
 
     #[inline(always)]
     fn half_blocks(&mut self, index: usize, scales: B::F32) {
-        let simd = self.bytes.simd();
-        for i in 0..M {
-            self.at[i] = &self.x[i][index];
-            self.scales[i] = simd.mul(scales, self.bytes.double(simd.load(&self.at[i].affine)));
-        }
+        self.at = self.x.map(|x| &x[index]);
+        self.scales = [scales; M];
     }
 
     #[inline(always)]
     fn codes<const QUARTER: usize>(&mut self, codes: B::Codes, offset: u8) {
         for i in 0..M {
-            let dot = self.bytes.dot(codes, offset, &self.at[i].quarters[QUARTER]);
-            let scales = self.bytes.spread8::<QUARTER>(self.scales[i]);
-            self.sums[i] = self.bytes.simd().fma(dot, scales, self.sums[i]);
+            self.add(i, QUARTER, codes, offset, self.bytes.spread8::<QUARTER>(self.scales[i]));
         }
     }
 
     #[inline(always)]
     fn half_block_codes<const QUARTER: usize>(&mut self, codes: B::Codes, offset: u8) {
         for i in 0..M {
-            let dot = self.bytes.dot(codes, offset, &self.at[i].quarters[QUARTER]);
-            let scales = self.bytes.spread4::<QUARTER>(self.scales[i]);
-            self.sums[i] = self.bytes.simd().fma(dot, scales, self.sums[i]);
+            self.add(i, QUARTER, codes, offset, self.bytes.spread4::<QUARTER>(self.scales[i]));
         }
     }
 }

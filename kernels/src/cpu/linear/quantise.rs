@@ -1,7 +1,9 @@
 //! Activations in eight bits.
 //!
-//! As ggml's Q8_1: every 32 activations have a scale of their own, the largest magnitude over 127, so that a code is
-//! off by at most half a scale. The sum of the block goes with it, for formats that have minima.
+//! Every four have a scale of their own, their largest magnitude over 127, so that a code is off by at most half a scale.
+//! Four is what integer products are summed over before they become floats, so this costs one multiplication for
+//! sixteen sums against one scale for 32 (ggml's Q8_1), and an outlier spoils three neighbours instead of 31. The sum of
+//! 32 goes with them, for formats that have minima.
 
 use crate::cpu::simd::{
     Kernel, LANES, Level, Simd,
@@ -9,16 +11,19 @@ use crate::cpu::simd::{
 };
 use crate::format::PAIR;
 
-/// Activations that share a scale: a block of weights.
+/// Activations that share a scale.
+pub(crate) const GROUP: usize = BYTES / LANES;
+
+/// Activations whose sum is kept: a block of weights.
 const BLOCK: usize = PAIR;
 
 /// Blocks of a segment.
-pub(crate) const BLOCKS: usize = 8;
+const BLOCKS: usize = 8;
 
 /// Activations of a segment: a super-block of weights.
-pub(crate) const SEGMENT: usize = BLOCKS * BLOCK;
+const SEGMENT: usize = BLOCKS * BLOCK;
 
-/// Below this the largest magnitude of a block has no reciprocal; such a block is zero.
+/// Below this the largest magnitude of a group has no reciprocal; such a group is zero.
 const SMALLEST: f32 = 1e-36;
 
 /// 256 activations.
@@ -26,7 +31,8 @@ const SMALLEST: f32 = 1e-36;
 #[repr(C, align(64))]
 pub(crate) struct Segment {
     pub(crate) quarters: [Quarter; SEGMENT / BYTES],
-    /// The scales of the eight blocks, then the sums of their dequantised activations.
+    /// Eight ones, then the sums of the eight blocks: what the scales and minima of blocks of weights are multiplied
+    /// with.
     pub(crate) affine: [f32; 2 * BLOCKS],
 }
 
@@ -39,8 +45,8 @@ pub(crate) fn segments(cols: usize) -> usize {
     cols.div_ceil(SEGMENT)
 }
 
-/// Quantises the rows of x [m, cols] into `out`, each padded with zeros to whole segments; returns those. A block that
-/// holds an infinity or a NaN becomes NaN.
+/// Quantises the rows of x [m, cols] into `out`, each padded with zeros to whole segments; returns those. Groups that
+/// hold an infinity or a NaN become NaN.
 pub(super) fn quantise<'a>(level: Level, x: &[f32], cols: usize, out: &'a mut Vec<Segment>) -> &'a [Segment] {
     let len = x.len() / cols * segments(cols);
     if out.len() < len {
@@ -64,60 +70,63 @@ impl Kernel for Quantise<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         for (x, segment) in self.x.chunks(SEGMENT).zip(self.out) {
-            let (blocks, rest) = x.as_chunks();
-            for (index, block) in blocks.iter().enumerate() {
-                quantise_block(block, segment, index);
-            }
-            let mut padded = [0.0; BLOCK];
+            let Segment { quarters, affine } = segment;
+            let (ones, sums) = affine.split_at_mut(BLOCKS);
+            ones.fill(1.0);
+            let (whole, rest) = x.as_chunks();
+            let mut padded = [0.0; BYTES];
             padded[..rest.len()].copy_from_slice(rest);
-            for index in blocks.len()..BLOCKS {
-                quantise_block(&padded, segment, index);
-                padded = [0.0; BLOCK];
+            for (index, (quarter, sums)) in quarters.iter_mut().zip(sums.as_chunks_mut().0).enumerate() {
+                *sums = match whole.get(index) {
+                    Some(x) => quantise_quarter(x, quarter),
+                    None if index == whole.len() => quantise_quarter(&padded, quarter),
+                    None => quantise_quarter(&[0.0; BYTES], quarter),
+                };
             }
         }
     }
 }
 
-/// Block `index` of a segment.
+/// Quantises 64 activations; returns the sums of their two blocks. Loops go over the groups, sixteen as a vector has
+/// lanes.
 #[inline(always)]
-fn quantise_block(x: &[f32; BLOCK], segment: &mut Segment, index: usize) {
+fn quantise_quarter(x: &[f32; BYTES], out: &mut Quarter) -> [f32; 2] {
+    let x: [[f32; LANES]; GROUP] = std::array::from_fn(|j| std::array::from_fn(|i| x[GROUP * i + j]));
     // As integers, magnitudes order as they do as floats, and infinities and NaN are the largest.
-    let mut bits = [0_u32; LANES];
-    for i in 0..BLOCK {
-        let magnitude = x[i].to_bits() & 0x7FFF_FFFF;
-        bits[i % LANES] = bits[i % LANES].max(magnitude);
+    let mut largest = [0_u32; LANES];
+    for x in &x {
+        for i in 0..LANES {
+            largest[i] = largest[i].max(x[i].to_bits() & 0x7FFF_FFFF);
+        }
     }
-    let largest = f32::from_bits(bits.into_iter().fold(0, u32::max));
-    let finite = largest.is_finite();
-    let inverse = if finite && largest > SMALLEST { 127.0 / largest } else { 0.0 };
-    let scale = if !finite {
-        f32::NAN
-    } else if largest > SMALLEST {
-        largest / 127.0
-    } else {
-        0.0
-    };
-
-    let Quarter { codes, sums } = &mut segment.quarters[index / 2];
-    let codes: &mut [i8; BLOCK] = (&mut codes[BLOCK * (index % 2)..][..BLOCK]).try_into().expect("half a quarter");
-    let mut wide = [0_i32; BLOCK];
-    for i in 0..BLOCK {
-        // Rounds to the nearest even integer, which is then in the lowest bits of the mantissa.
-        const ROUND: f32 = 12_582_912.0;
-        let code = (x[i] * inverse + ROUND).to_bits().cast_signed().wrapping_sub(ROUND.to_bits().cast_signed());
-        wide[i] = if finite { code } else { 0 };
+    let largest = largest.map(f32::from_bits);
+    let mut inverse = [0.0; LANES];
+    for i in 0..LANES {
+        // Both comparisons are false for a NaN.
+        let sound = largest[i] > SMALLEST && largest[i] <= f32::MAX;
+        inverse[i] = if sound { 127.0 / largest[i] } else { 0.0 };
+        let spoilt = if largest[i] <= SMALLEST { 0.0 } else { f32::NAN };
+        out.scales[i] = if sound { largest[i] * (1.0 / 127.0) } else { spoilt };
     }
-    for i in 0..BLOCK {
-        codes[i] = wide[i] as i8;
+    let mut words = [0_u32; LANES];
+    let mut totals = [0_i32; LANES];
+    for j in 0..GROUP {
+        for i in 0..LANES {
+            // Rounds to the nearest even integer, which is then in the lowest bits of the mantissa.
+            const ROUND: f32 = 12_582_912.0;
+            let code = (x[j][i] * inverse[i] + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            let code = if inverse[i] > 0.0 { code } else { 0 };
+            words[i] |= (code & 0xFF) << (8 * j);
+            totals[i] = totals[i].wrapping_add(code.cast_signed());
+        }
     }
-    let mut total = 0;
-    for (sum, four) in sums[BLOCK / 4 * (index % 2)..][..BLOCK / 4].iter_mut().zip(wide.as_chunks::<4>().0) {
-        let four = four.iter().sum::<i32>();
-        *sum = -128 * four;
-        total += four;
+    for i in 0..LANES {
+        out.sums[i] = -128 * totals[i];
+        let bytes = words[i].to_le_bytes().map(u8::cast_signed);
+        out.codes[GROUP * i..GROUP * (i + 1)].copy_from_slice(&bytes);
     }
-    segment.affine[index] = scale;
-    segment.affine[BLOCKS + index] = scale * total as f32;
+    let block = |first: usize| (first..first + LANES / 2).map(|i| out.scales[i] * totals[i] as f32).sum();
+    [block(0), block(LANES / 2)]
 }
 
 #[cfg(test)]
@@ -127,11 +136,11 @@ mod tests {
 
     /// The activations that segments stand for.
     fn dequantised(segments: &[Segment]) -> Vec<f32> {
-        let block = |segment: &Segment, block: usize| {
-            let codes = &segment.quarters[block / 2].codes[BLOCK * (block % 2)..][..BLOCK];
-            codes.iter().map(|&code| f32::from(code) * segment.affine[block]).collect::<Vec<_>>()
+        let quarter = |quarter: &Quarter| {
+            let groups = quarter.codes.chunks(GROUP).zip(quarter.scales);
+            groups.flat_map(|(codes, scale)| codes.iter().map(move |&code| f32::from(code) * scale)).collect::<Vec<_>>()
         };
-        segments.iter().flat_map(|segment| (0..BLOCKS).flat_map(|i| block(segment, i))).collect()
+        segments.iter().flat_map(|segment| segment.quarters.iter().flat_map(quarter)).collect()
     }
 
     proptest! {
@@ -148,22 +157,26 @@ mod tests {
                 prop_assert_eq!(out.len(), rows * cols.div_ceil(SEGMENT));
                 for (x, row) in x.chunks_exact(cols).zip(out.chunks_exact(cols.div_ceil(SEGMENT))) {
                     let values = dequantised(row);
-                    for (block, (x, y)) in x.chunks(BLOCK).zip(values.chunks(BLOCK)).enumerate() {
-                        let segment = &row[block / BLOCKS];
+                    for (group, (x, y)) in x.chunks(GROUP).zip(values.chunks(GROUP)).enumerate() {
+                        let quarter = &row[GROUP * group / SEGMENT].quarters[GROUP * group % SEGMENT / BYTES];
                         let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-                        let scale = segment.affine[block % BLOCKS];
+                        let scale = quarter.scales[group % LANES];
                         prop_assert!((scale - largest / 127.0).abs() <= 1e-6 * scale);
                         for (x, y) in x.iter().zip(y) {
                             prop_assert!((x - y).abs() <= 0.50001 * scale, "{x} became {y} at a scale of {scale}");
                         }
+                    }
+                    for (block, y) in values.chunks(BLOCK).enumerate() {
+                        let affine = &row[block / BLOCKS].affine;
                         let sum = y.iter().map(|&y| f64::from(y)).sum::<f64>();
-                        let error = f64::from(segment.affine[BLOCKS + block % BLOCKS]) - sum;
-                        prop_assert!(error.abs() <= 1e-5 * f64::from(largest));
+                        let largest = y.iter().map(|&y| f64::from(y.abs())).sum::<f64>();
+                        prop_assert!((f64::from(affine[BLOCKS + block % BLOCKS]) - sum).abs() <= 1e-5 * largest);
+                        prop_assert_eq!(affine[block % BLOCKS], 1.0);
                     }
                     prop_assert!(values[cols..].iter().all(|&y| y == 0.0), "padding");
                     for quarter in row.iter().flat_map(|segment| &segment.quarters) {
                         prop_assert!(quarter.codes.iter().all(|&code| code >= -127));
-                        for (sum, codes) in quarter.sums.iter().zip(quarter.codes.chunks(4)) {
+                        for (sum, codes) in quarter.sums.iter().zip(quarter.codes.chunks(GROUP)) {
                             prop_assert_eq!(*sum, -128 * codes.iter().map(|&code| i32::from(code)).sum::<i32>());
                         }
                     }
@@ -173,23 +186,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_spoils_its_block_alone() {
+    fn what_is_not_a_number_spoils_its_group_alone() {
         for level in Level::available() {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut x = [1.0; 2 * BLOCK];
                 x[BLOCK + 5] = bad;
                 let mut buffer = Vec::new();
                 let segment = &quantise(level, &x, x.len(), &mut buffer)[0];
-                assert_eq!((segment.affine[0], segment.affine[BLOCKS]), (1.0 / 127.0, 32.0));
-                assert!(segment.affine[1].is_nan() && segment.affine[BLOCKS + 1].is_nan());
-                assert_eq!(segment.quarters[0].codes[BLOCK..], [0; BLOCK]);
+                let Quarter { codes, scales, .. } = &segment.quarters[0];
+                for (group, scale) in scales.iter().enumerate() {
+                    assert_eq!(scale.is_nan(), group == (BLOCK + 5) / GROUP);
+                }
+                assert_eq!(codes[BLOCK..][..3 * GROUP], [127, 127, 127, 127, 0, 0, 0, 0, 127, 127, 127, 127]);
+                assert!((segment.affine[BLOCKS] - 32.0).abs() < 1e-5);
+                assert!(segment.affine[BLOCKS + 1].is_nan());
             }
             // Too small for a scale, and the largest there is.
-            for (x, scale) in [(1e-38, 0.0), (f32::MAX, f32::MAX / 127.0)] {
+            for (x, sound) in [(1e-38, false), (f32::MAX, true)] {
                 let mut buffer = Vec::new();
-                let segment = &quantise(level, &[x; BLOCK], BLOCK, &mut buffer)[0];
-                assert_eq!(segment.affine[0], scale);
-                assert_eq!(segment.quarters[0].codes[0], if scale > 0.0 { 127 } else { 0 });
+                let quarter = &quantise(level, &[x; BLOCK], BLOCK, &mut buffer)[0].quarters[0];
+                assert_eq!(quarter.scales[0] > 0.0, sound);
+                assert_eq!(quarter.codes[0], if sound { 127 } else { 0 });
             }
         }
     }

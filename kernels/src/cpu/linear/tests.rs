@@ -76,12 +76,12 @@ fn naive(layer: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
     out
 }
 
-/// What x is read as by matrices that take it in eight bits, and by how much it is off: every 32 of a row in 255 steps
-/// of their largest magnitude.
+/// What x is read as by matrices that take it in eight bits, and by how much it is off: every four of a row in 255
+/// steps of their largest magnitude.
 fn quantised(x: &[f32], cols: usize) -> (Vec<f32>, Vec<f64>) {
     let mut values = Vec::new();
     let mut errors = Vec::new();
-    for block in x.chunks_exact(cols).flat_map(|row| row.chunks(32)) {
+    for block in x.chunks_exact(cols).flat_map(|row| row.chunks(4)) {
         let scale = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 127.0;
         values.extend(block.iter().map(|x| if scale > 0.0 { (x / scale).round_ties_even() * scale } else { 0.0 }));
         errors.extend(block.iter().map(|_| f64::from(scale) / 2.0));

@@ -15,18 +15,20 @@ pub const BYTES: usize = 4 * LANES;
 pub const SIGNED: u8 = 128;
 
 /// Sixty-four activations in eight bits and what their products need besides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
 pub struct Quarter {
     /// The codes, -127 to 127.
     pub codes: [i8; BYTES],
     /// -128 times the sums of every four codes.
     pub sums: [i32; LANES],
+    /// The scales of every four codes.
+    pub scales: [f32; LANES],
 }
 
 impl Quarter {
     /// Zeros.
-    pub const ZERO: Self = Self { codes: [0; BYTES], sums: [0; LANES] };
+    pub const ZERO: Self = Self { codes: [0; BYTES], sums: [0; LANES], scales: [0.0; LANES] };
 }
 
 /// A computation that [`Level::dispatch_bytes`] compiles for every level.
@@ -68,7 +70,7 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// Adds a fifth bit to codes of 4 bits: bit `GROUP` of `high` to the first 32, bit `GROUP` + 1 to the others.
     fn fifth_bits<const GROUP: u32>(self, codes: Self::Codes, high: &[u8; 32]) -> Self::Codes;
 
-    /// Σ (code − `offset`) · x over every four neighbours, exactly. Codes are at most 63, or, where `offset` is
+    /// Σ (code − `offset`) · x over every four neighbours, exactly; x without its scales. Codes are at most 63, or, where `offset` is
     /// [`SIGNED`], `i8` and nothing is subtracted; `offset` is a power of two, or 0.
     fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32;
 
@@ -80,9 +82,6 @@ pub trait Bytes: Copy + Send + Sync + 'static {
 
     /// Lanes 4·`QUARTER`.. four times each; `QUARTER` is below 4.
     fn spread4<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32;
-
-    /// Lanes 0..8, each twice.
-    fn double(self, vector: Self::F32) -> Self::F32;
 
     /// Lanes 8..16 as they are, zeros before them.
     fn upper(self, vector: Self::F32) -> Self::F32;
@@ -193,11 +192,6 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn double(self, vector: Self::F32) -> Self::F32 {
-        std::array::from_fn(|i| vector[i / 2])
-    }
-
-    #[inline(always)]
     fn upper(self, vector: Self::F32) -> Self::F32 {
         std::array::from_fn(|i| if i < 8 { 0.0 } else { vector[i] })
     }
@@ -228,7 +222,7 @@ mod tests {
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }
-            out.extend([b.halves(words), b.double(vector), b.upper(vector)]);
+            out.extend([b.halves(words), b.upper(vector)]);
             out.extend([b.spread8::<0>(vector), b.spread8::<1>(vector), b.spread8::<2>(vector), b.spread8::<3>(vector)]);
             out.extend([b.spread4::<0>(vector), b.spread4::<1>(vector), b.spread4::<2>(vector), b.spread4::<3>(vector)]);
             let store = |vector| {
@@ -243,7 +237,7 @@ mod tests {
     fn quarter(codes: [i8; BYTES]) -> Quarter {
         let codes = codes.map(|code| code.max(-127));
         let four = |i: usize| codes[4 * i..4 * i + 4].iter().map(|&code| i32::from(code)).sum::<i32>();
-        Quarter { codes, sums: std::array::from_fn(|i| -128 * four(i)) }
+        Quarter { codes, sums: std::array::from_fn(|i| -128 * four(i)), scales: [1.0; LANES] }
     }
 
     fn check(bytes: &[u8; 96], x: &Quarter, floats: [f32; LANES], words: [u32; 8]) -> Result<(), TestCaseError> {

@@ -212,17 +212,6 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     }
 
     #[inline(always)]
-    fn double(self, vector: Self::F32) -> Self::F32 {
-        // SAFETY: see `join`.
-        unsafe {
-            [
-                _mm256_permutevar8x32_ps(vector[0], _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
-                _mm256_permutevar8x32_ps(vector[0], _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)),
-            ]
-        }
-    }
-
-    #[inline(always)]
     fn upper(self, vector: Self::F32) -> Self::F32 {
         [self.0.splat(0.0)[0], vector[1]]
     }
@@ -362,15 +351,6 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
         // SAFETY: see `join`.
         unsafe {
             let lanes = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
-            _mm512_permutexvar_ps(lanes, vector)
-        }
-    }
-
-    #[inline(always)]
-    fn double(self, vector: Self::F32) -> Self::F32 {
-        // SAFETY: see `join`.
-        unsafe {
-            let lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
             _mm512_permutexvar_ps(lanes, vector)
         }
     }
