@@ -56,6 +56,26 @@ fn decode(c: &mut Criterion) {
     forward(c, "decode", &integer, Activations::Int8, 1);
 }
 
+/// Every level, one thread: `cargo bench --bench linear -- levels/Q6_K`.
+fn levels(c: &mut Criterion) {
+    let (rows, cols) = (3072, 768);
+    let pool = Pool::new(1).expect("threads");
+    for format in WeightFormat::ALL {
+        let mut group = c.benchmark_group(format!("levels/{}", format.name()));
+        let layer = layer(format, rows, cols);
+        group.throughput(Throughput::Elements((rows * cols) as u64));
+        let (x, mut out, mut scratch) = (AlignedVec::zeros(cols), AlignedVec::zeros(rows), LinearScratch::default());
+        for level in Level::available() {
+            for activations in [Activations::Exact, Activations::Int8] {
+                let arithmetic = Arithmetic { level, activations };
+                group.bench_function(BenchmarkId::new(level.name(), activations.name()), |b| {
+                    b.iter(|| layer.forward(&pool, arithmetic, black_box(&x), &mut out, Mode::Store, &mut scratch));
+                });
+            }
+        }
+    }
+}
+
 fn prefill(c: &mut Criterion) {
     forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], Activations::Exact, 512);
 }
@@ -87,5 +107,5 @@ fn fork_join(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode, prefill, micro_kernel, fork_join);
+criterion_group!(benches, decode, levels, prefill, micro_kernel, fork_join);
 criterion_main!(benches);

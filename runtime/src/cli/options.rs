@@ -48,14 +48,15 @@ pub struct ProcessorOptions {
     #[arg(long)]
     threads: Option<NonZeroUsize>,
     /// How the processor's linear layers read their input: as it is, or, faster, in eight bits
-    #[arg(long, default_value = "int8")]
+    #[arg(long, default_value_t, value_enum)]
     activations: ActivationType,
 }
 
 /// In what numbers linear layers read their input.
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
 enum ActivationType {
     Exact,
+    #[default]
     Int8,
 }
 

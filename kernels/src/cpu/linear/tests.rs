@@ -95,8 +95,7 @@ fn check_int8(layer: &Linear, x: &[f32]) {
     let m = x.len() / layer.cols();
     let (values, errors) = quantised(x, layer.cols());
     let (expected, unquantised) = (naive(layer, &values), naive(layer, x));
-    let codes: Vec<bool> =
-        layer.parts.iter().flat_map(|part| vec![part.format().has_codes(); part.rows()]).collect();
+    let codes: Vec<bool> = layer.parts.iter().flat_map(|part| vec![part.format().has_codes(); part.rows()]).collect();
     // What quantising may change of each output.
     let mut bounds = vec![0.0; expected.len()];
     let mut row = vec![0.0; layer.cols()];

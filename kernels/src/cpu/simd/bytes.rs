@@ -223,8 +223,18 @@ mod tests {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }
             out.extend([b.halves(words), b.upper(vector)]);
-            out.extend([b.spread8::<0>(vector), b.spread8::<1>(vector), b.spread8::<2>(vector), b.spread8::<3>(vector)]);
-            out.extend([b.spread4::<0>(vector), b.spread4::<1>(vector), b.spread4::<2>(vector), b.spread4::<3>(vector)]);
+            out.extend([
+                b.spread8::<0>(vector),
+                b.spread8::<1>(vector),
+                b.spread8::<2>(vector),
+                b.spread8::<3>(vector),
+            ]);
+            out.extend([
+                b.spread4::<0>(vector),
+                b.spread4::<1>(vector),
+                b.spread4::<2>(vector),
+                b.spread4::<3>(vector),
+            ]);
             let store = |vector| {
                 let mut out = [0.0; LANES];
                 b.simd().store(vector, &mut out);

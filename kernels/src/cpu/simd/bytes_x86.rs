@@ -68,9 +68,7 @@ impl<const VNNI: bool> Wide<VNNI> {
         fn plain<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
             kernel.run(bytes)
         }
-        #[target_feature(
-            enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt"
-        )]
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
         fn vnni<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
             kernel.run(bytes)
         }
@@ -164,7 +162,8 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
                     0 if VNNI => _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), codes, x_codes),
                     _ if VNNI => {
                         // As unsigned codes with an offset of 128, which the sums take away.
-                        let codes = _mm256_add_epi8(codes, _mm256_set1_epi8(SIGNED.wrapping_sub(offset % SIGNED) as i8));
+                        let codes =
+                            _mm256_add_epi8(codes, _mm256_set1_epi8(SIGNED.wrapping_sub(offset % SIGNED) as i8));
                         _mm256_dpbusd_avx_epi32(sums(), codes, x_codes)
                     }
                     SIGNED => {
