@@ -110,11 +110,11 @@ fn quantise_quarter(x: &[f32; BYTES], out: &mut Quarter) -> [f32; 2] {
     }
     let mut words = [0_u32; LANES];
     let mut totals = [0_i32; LANES];
-    for j in 0..GROUP {
+    for (j, x) in x.iter().enumerate() {
         for i in 0..LANES {
             // Rounds to the nearest even integer, which is then in the lowest bits of the mantissa.
             const ROUND: f32 = 12_582_912.0;
-            let code = (x[j][i] * inverse[i] + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            let code = (x[i] * inverse[i] + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
             let code = if inverse[i] > 0.0 { code } else { 0 };
             words[i] |= (code & 0xFF) << (8 * j);
             totals[i] = totals[i].wrapping_add(code.cast_signed());
