@@ -1,5 +1,5 @@
 //! Linear layers at the shapes of SmolLM2-135M: `elements` a second are weights for decoding, multiplications for
-//! prefill. `cargo bench --bench linear -- decode/Q4_1` picks some.
+//! prefill. `cargo bench --bench linear -- decode/int8/Q4_1` picks some.
 
 #![allow(missing_docs, reason = "criterion_group! writes a public function without any")]
 
@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use std::hint::black_box;
 use thinkey_kernels::cpu::aligned::AlignedVec;
 use thinkey_kernels::cpu::gemm::{PANEL, Shape, Strided, StridedMut, gemm_panel};
-use thinkey_kernels::cpu::linear::{Linear, LinearScratch, Mode};
+use thinkey_kernels::cpu::linear::{Activations, Arithmetic, Linear, LinearScratch, Mode};
 use thinkey_kernels::cpu::pool::Pool;
 use thinkey_kernels::cpu::simd::Level;
 use thinkey_kernels::format::{Matrix, WeightFormat};
@@ -25,9 +25,10 @@ fn layer(format: WeightFormat, rows: usize, cols: usize) -> Linear {
     Linear::new(vec![matrix], None).expect("one matrix")
 }
 
-fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
+fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], activations: Activations, m: usize) {
+    let arithmetic = Arithmetic { level: Level::best(), activations };
     for format in formats {
-        let mut group = c.benchmark_group(format!("{name}/{}", format.name()));
+        let mut group = c.benchmark_group(format!("{name}/{}/{}", activations.name(), format.name()));
         for (rows, cols) in SHAPES {
             let layer = layer(*format, rows, cols);
             // The output head sees only the last token of a prompt.
@@ -42,7 +43,7 @@ fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
                 let mut scratch = LinearScratch::default();
                 group.bench_function(BenchmarkId::new(format!("{rows}x{cols}"), threads), |b| {
                     let (x, out) = (&x[..m * layer.cols()], &mut out[..m * rows]);
-                    b.iter(|| layer.forward(&pool, Level::best(), black_box(x), out, Mode::Store, &mut scratch));
+                    b.iter(|| layer.forward(&pool, arithmetic, black_box(x), out, Mode::Store, &mut scratch));
                 });
             }
         }
@@ -50,11 +51,33 @@ fn forward(c: &mut Criterion, name: &str, formats: &[WeightFormat], m: usize) {
 }
 
 fn decode(c: &mut Criterion) {
-    forward(c, "decode", &WeightFormat::ALL, 1);
+    forward(c, "decode", &WeightFormat::ALL, Activations::Exact, 1);
+    let integer: Vec<_> = WeightFormat::ALL.into_iter().filter(|format| format.has_codes()).collect();
+    forward(c, "decode", &integer, Activations::Int8, 1);
+}
+
+/// Every level, one thread: `cargo bench --bench linear -- levels/Q6_K`.
+fn levels(c: &mut Criterion) {
+    let (rows, cols) = (3072, 768);
+    let pool = Pool::new(1).expect("threads");
+    for format in WeightFormat::ALL {
+        let mut group = c.benchmark_group(format!("levels/{}", format.name()));
+        let layer = layer(format, rows, cols);
+        group.throughput(Throughput::Elements((rows * cols) as u64));
+        let (x, mut out, mut scratch) = (AlignedVec::zeros(cols), AlignedVec::zeros(rows), LinearScratch::default());
+        for level in Level::available() {
+            for activations in [Activations::Exact, Activations::Int8] {
+                let arithmetic = Arithmetic { level, activations };
+                group.bench_function(BenchmarkId::new(level.name(), activations.name()), |b| {
+                    b.iter(|| layer.forward(&pool, arithmetic, black_box(&x), &mut out, Mode::Store, &mut scratch));
+                });
+            }
+        }
+    }
 }
 
 fn prefill(c: &mut Criterion) {
-    forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], 512);
+    forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], Activations::Exact, 512);
 }
 
 fn micro_kernel(c: &mut Criterion) {
@@ -84,5 +107,5 @@ fn fork_join(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode, prefill, micro_kernel, fork_join);
+criterion_group!(benches, decode, levels, prefill, micro_kernel, fork_join);
 criterion_main!(benches);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use std::ops::Range;
 use thinkey_core::{CachePlan, StorageKind};
 use thinkey_kernels::{
-    cpu::{Cpu, cache::CacheError, rows::Pairs, simd::Level},
+    cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
     ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, ThinOps},
     reference::Reference,
@@ -64,7 +64,8 @@ fn close(ours: &Rows, theirs: &Rows, what: &str) -> Result<(), TestCaseError> {
 }
 
 fn machines() -> impl Iterator<Item = Cpu> {
-    Level::available().zip([2, 1, 3].into_iter().cycle()).map(|(level, threads)| Cpu::new(threads, level).unwrap())
+    let threads = [2, 1, 3].into_iter().cycle();
+    Level::available().zip(threads).map(|(level, threads)| Cpu::new(threads, level, Activations::Exact).unwrap())
 }
 
 proptest! {
@@ -253,7 +254,7 @@ fn a_score_that_is_no_number_is_an_error() {
         cache.clear(0);
         assert_eq!(cache.position(0), 0);
     }
-    refuses(Cpu::new(1, Level::best()).unwrap(), plan, heads);
+    refuses(Cpu::new(1, Level::best(), Activations::Exact).unwrap(), plan, heads);
     refuses(Reference::<Backend>::default(), plan, heads);
 }
 

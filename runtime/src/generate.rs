@@ -5,7 +5,7 @@
 //! ```no_run
 //! use std::{ops::ControlFlow, path::Path};
 //! use thinkey::{
-//!     engine::{Device, Engine, SessionOptions},
+//!     engine::{Engine, EngineOptions, SessionOptions},
 //!     generate::{Event, Request, generate},
 //!     model::transformer::WINDOW,
 //!     sample::{Sampler, Sampling},
@@ -17,7 +17,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let checkpoint = Checkpoint::open(Path::new("model.gguf"))?;
 //! let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
-//! let mut engine = Engine::load(&checkpoint, Device::Ndarray, 2, &mut |_, _| {})?;
+//! let mut engine = Engine::load(&checkpoint, EngineOptions::default(), &mut |_, _| {})?;
 //! let mut tokens = tokenizer.encode_plain("Once upon a time", true)?;
 //! let plan = engine.config().cache_plan(1, tokens.len() + 100, 32, StorageKind::F16);
 //! let kept = Lambda::from_per_mille(500)?.kept(engine.config().head_dim);
@@ -226,7 +226,7 @@ pub fn generate(
 mod tests {
     use super::*;
     use crate::{
-        engine::{Device, SessionOptions},
+        engine::{EngineOptions, SessionOptions},
         model::Architecture,
         sample::Sampling,
         text,
@@ -246,7 +246,8 @@ mod tests {
             file.vector("output_norm.weight", &vec![0.0; config.width]);
         }
         let checkpoint = Checkpoint::from_gguf(Path::new("m.gguf"), file.to_bytes().into()).unwrap();
-        let engine = Engine::load(&checkpoint, Device::Ndarray, 1, &mut |_, _| {}).unwrap();
+        let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+        let engine = Engine::load(&checkpoint, options, &mut |_, _| {}).unwrap();
         (engine, Tokenizer::new(TokenizerSource::Gguf(source)).unwrap())
     }
 

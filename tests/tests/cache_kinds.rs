@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 use thinkey::{
-    engine::{Device, Engine, SessionOptions},
+    engine::{Engine, EngineOptions, SessionOptions},
     model::transformer::WINDOW,
     store::{DEFAULT, Store},
     text::Tokenizer,
@@ -45,7 +45,7 @@ fn fewer_bits_cost_little() {
     let text = include_str!("../../runtime/assets/pig-and-pepper.txt");
     let mut ids = tokenizer.encode(text, false).unwrap();
     ids.truncate(PROMPT + STEPS);
-    let mut engine = Engine::load(&checkpoint, Device::Ndarray, 2, &mut |_, _| {}).unwrap();
+    let mut engine = Engine::load(&checkpoint, EngineOptions::default(), &mut |_, _| {}).unwrap();
     for lambda in [Lambda::WHOLE, Lambda::from_per_mille(500).unwrap()] {
         let exact = predictions(&mut engine, &ids, lambda, StorageKind::F32);
         for (kind, most) in [(StorageKind::F16, 1e-5), (StorageKind::Int8, 1e-3), (StorageKind::Int4, 2e-2)] {

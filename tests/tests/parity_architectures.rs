@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use thinkey::{
-    engine::{Device, Engine, Session, SessionOptions},
+    engine::{Activations, Engine, EngineOptions, Session, SessionOptions},
     weights::Checkpoint,
 };
 use thinkey_core::{Lambda, StorageKind};
@@ -73,7 +73,8 @@ impl Case {
 
 fn engine(path: &Path) -> Engine {
     let checkpoint = Checkpoint::open(path).unwrap();
-    Engine::load(&checkpoint, Device::Ndarray, 2, &mut |_, _| {}).unwrap()
+    let options = EngineOptions { threads: 2, activations: Activations::Exact, ..EngineOptions::default() };
+    Engine::load(&checkpoint, options, &mut |_, _| {}).unwrap()
 }
 
 /// The engines of a model's files.

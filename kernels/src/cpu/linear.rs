@@ -1,17 +1,22 @@
 //! Linear layers over quantised weights: out = x·Wᵀ + bias.
 //!
-//! Weights are read in the format of their file and dequantised in registers or in a panel that stays in the L2
-//! cache; activations are `f32` throughout. A few rows of x (decoding) go through dot products, which stream the
+//! Weights are read in the format of their file. A few rows of x (decoding) go through dot products, which stream the
 //! weights once and are bound by memory or by unpacking; more of them (prefill) go through panels: 32 rows of weights
 //! at a time are dequantised and multiplied with every row of x.
+//!
+//! [`Activations`] says in what numbers: `f32` throughout, weights dequantised in registers or in a panel that stays in
+//! the L2 cache; or x in eight bits and sums of integers, where the format has codes.
 
 mod dot;
+mod integer;
 mod panel;
+mod quantise;
 
 use super::aligned::AlignedVec;
 use super::pool::Pool;
 use super::simd::Level;
 use crate::format::{Matrix, PAIR};
+use quantise::Segment;
 use std::sync::Mutex;
 
 /// Rows of x up to which dot products are faster than panels: two groups of four, each of which unpacks the weights
@@ -52,6 +57,39 @@ pub enum LinearError {
     },
 }
 
+/// In what numbers a linear layer reads its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// As they are, in `f32`.
+    Exact,
+    /// In eight bits, every four with a scale of their own, where that is faster: decoding with the formats that
+    /// [have codes](crate::format::WeightFormat::has_codes). An activation is off by at most 1/254 of the largest of
+    /// its four, so an output by at most Σ |w| · largest / 254. After 1,200 tokens the distribution of SmolLM2-135M's
+    /// next token diverges from the exact one by less than 1e-3 nats, whatever share of channels is pruned.
+    #[default]
+    Int8,
+}
+
+impl Activations {
+    /// The name people choose it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// How [`Linear::forward`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// The instructions.
+    pub level: Level,
+    /// The numbers.
+    pub activations: Activations,
+}
+
 /// What [`Linear::forward`] does with its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -67,6 +105,8 @@ pub enum Mode {
 pub struct LinearScratch {
     /// x with its rows padded, where their length is no whole number of vectors.
     x: AlignedVec,
+    /// x in eight bits: 832 bytes for every 256 activations of a row, or part of them.
+    quantised: Vec<Segment>,
     /// One a thread of the pool. The locks are never contended: they are what makes the access safe.
     panels: Vec<Mutex<panel::Scratch>>,
 }
@@ -77,11 +117,12 @@ impl LinearScratch {
     pub fn bytes(threads: usize, rows: usize, cols: &[usize]) -> usize {
         let padded =
             cols.iter().filter(|cols| !cols.is_multiple_of(PAIR)).map(|cols| cols.next_multiple_of(PAIR)).max();
-        let x = AlignedVec::bytes(rows.min(DOT_ROWS) * padded.unwrap_or(0));
+        let widest = cols.iter().copied().max().unwrap_or(0);
+        let few = rows.min(DOT_ROWS);
+        let x = AlignedVec::bytes(few * padded.unwrap_or(0)) + quantise::bytes(few, widest);
         if rows <= DOT_ROWS {
             return x;
         }
-        let widest = cols.iter().copied().max().unwrap_or(0);
         x + threads * (size_of::<Mutex<panel::Scratch>>() + panel::Scratch::bytes(widest))
     }
 }
@@ -171,7 +212,7 @@ impl Linear {
     pub fn forward(
         &self,
         pool: &Pool,
-        level: Level,
+        Arithmetic { level, activations }: Arithmetic,
         x: &[f32],
         out: &mut [f32],
         mode: Mode,
@@ -184,7 +225,13 @@ impl Linear {
         match m {
             0 => {}
             1..=DOT_ROWS => {
-                let x = self.padded(x, &mut scratch.x);
+                let LinearScratch { x: buffer, quantised, .. } = scratch;
+                let integer = |part: &Matrix| activations == Activations::Int8 && part.format().has_codes();
+                let floats = if self.parts.iter().all(integer) { &[] } else { self.padded(x, buffer) };
+                let segments = match self.parts.iter().any(integer) {
+                    true => quantise::quantise(level, x, self.cols, quantised),
+                    false => &[],
+                };
                 // Chunks that end on cache lines of the output; several a thread, so that one that is held up
                 // leaves its share to the others.
                 let chunk = match pool.threads() {
@@ -192,8 +239,14 @@ impl Linear {
                     threads => self.rows.div_ceil(8 * threads).next_multiple_of(16),
                 };
                 pool.run(self.chunks(chunk), &|task| {
+                    let chunk = self.chunk(chunk, task);
                     // SAFETY: chunks are disjoint and `output` is the whole of `out`.
-                    unsafe { dot::run(level, &self.chunk(chunk, task), x, output) }
+                    unsafe {
+                        match integer(chunk.matrix) {
+                            true => integer::run(level, &chunk, segments, output),
+                            false => dot::run(level, &chunk, floats, output),
+                        }
+                    }
                 });
             }
             _ => {

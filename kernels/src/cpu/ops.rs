@@ -4,7 +4,7 @@ use super::{
     admit::admit,
     attention::{self, AttentionScratch, Fused},
     cache::{CacheError, ThinCache},
-    linear::{Linear, LinearError, LinearScratch, Mode},
+    linear::{Activations, Arithmetic, Linear, LinearError, LinearScratch, Mode},
     pool::Pool,
     rows::{self, Rotary},
     simd::Level,
@@ -29,6 +29,7 @@ const CHUNK: usize = 1024;
 pub struct Cpu {
     pool: Pool,
     level: Level,
+    activations: Activations,
     linear: LinearScratch,
     attention: AttentionScratch,
     normed: Vec<f32>,
@@ -98,20 +99,25 @@ impl Cpu {
         len * size_of::<f32>() + 5 * size_of::<usize>()
     }
 
-    /// Operations on `threads` threads, with the vectors of `level`.
+    /// Operations on `threads` threads, with the vectors of `level`; linear layers read their input as `activations`.
     ///
     /// # Errors
     /// Where the system starts no thread.
-    pub fn new(threads: usize, level: Level) -> std::io::Result<Self> {
+    pub fn new(threads: usize, level: Level, activations: Activations) -> std::io::Result<Self> {
         Ok(Self {
             pool: Pool::new(threads)?,
             level,
+            activations,
             linear: LinearScratch::default(),
             attention: AttentionScratch::default(),
             normed: Vec::new(),
             wide: Vec::new(),
             gated: Vec::new(),
         })
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic { level: self.level, activations: self.activations }
     }
 }
 
@@ -200,6 +206,7 @@ impl ThinOps for Cpu {
         linear: &Linear,
         out: Rows<Self>,
     ) -> Rows<Self> {
+        let arithmetic = self.arithmetic();
         let Self { pool, level, linear: scratch, normed, .. } = self;
         let (width, features) = (linear.cols(), linear.rows());
         let mut body = |x: &[f32], weight: &[f32], out: &mut [f32]| {
@@ -207,7 +214,7 @@ impl ThinOps for Cpu {
             for (x, out) in x.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK * features)) {
                 let normed = floats(normed, x.len());
                 rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
-                linear.forward(pool, *level, normed, out, Mode::Store, scratch);
+                linear.forward(pool, arithmetic, normed, out, Mode::Store, scratch);
             }
         };
         read(x, |x| read(&norm.weight, |weight| write(out, |out| body(x, weight, out)))).0
@@ -273,11 +280,13 @@ impl ThinOps for Cpu {
     }
 
     fn add_linear(&mut self, input: &Rows<Self>, linear: &Linear, x: Rows<Self>) -> Rows<Self> {
-        let Self { pool, level, linear: scratch, .. } = self;
-        read(input, |input| write(x, |x| linear.forward(pool, *level, input, x, Mode::Add, scratch))).0
+        let arithmetic = self.arithmetic();
+        let Self { pool, linear: scratch, .. } = self;
+        read(input, |input| write(x, |x| linear.forward(pool, arithmetic, input, x, Mode::Add, scratch))).0
     }
 
     fn feed_forward(&mut self, x: Rows<Self>, norm: &Norm<Backend>, gate_up: &Linear, down: &Linear) -> Rows<Self> {
+        let arithmetic = self.arithmetic();
         let Self { pool, level, linear: scratch, normed, wide, gated, .. } = self;
         let (width, inner) = (gate_up.cols(), down.cols());
         let mut body = |weight: &[f32], x: &mut [f32]| {
@@ -286,10 +295,10 @@ impl ThinOps for Cpu {
                 let normed = floats(normed, x.len());
                 rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
                 let wide = floats(wide, rows * 2 * inner);
-                gate_up.forward(pool, *level, normed, wide, Mode::Store, scratch);
+                gate_up.forward(pool, arithmetic, normed, wide, Mode::Store, scratch);
                 let gated = floats(gated, rows * inner);
                 rows::gated_silu(pool, *level, wide, inner, gated);
-                down.forward(pool, *level, gated, x, Mode::Add, scratch);
+                down.forward(pool, arithmetic, gated, x, Mode::Add, scratch);
             }
         };
         read(&norm.weight, |weight| write(x, |x| body(weight, x))).0

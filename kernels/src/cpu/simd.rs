@@ -4,15 +4,23 @@
 //! once per instruction set inside a `#[target_feature]` function and picks one at run time. A value of a `Simd`
 //! type is the proof that its instructions exist, so its methods are safe.
 
+pub mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod bytes_x86;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "x86_64")]
+use bytes::Bytes;
 use std::sync::OnceLock;
 
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use {
+    bytes_x86::{Narrow, Wide},
+    x86::{Avx2, Avx512},
+};
 
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
@@ -32,7 +40,11 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
+    Avx2Vnni(Narrow<true>),
+    #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Wide<true>),
 }
 
 impl Level {
@@ -49,7 +61,12 @@ impl Level {
     /// The levels of this machine, worst first: what tests go through.
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let vector = [Avx2::detect().map(Kind::Avx2), Avx512::detect().map(Kind::Avx512)];
+        let vector = [
+            Avx2::detect().map(Kind::Avx2),
+            Narrow::detect().map(Kind::Avx2Vnni),
+            Avx512::detect().map(Kind::Avx512),
+            Wide::detect().map(Kind::Avx512Vnni),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
         let vector: [Option<Kind>; 0] = [];
         std::iter::once(Kind::Portable).chain(vector.into_iter().flatten()).map(Self)
@@ -71,11 +88,15 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni(_) => "avx2-vnni",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni(_) => "avx512-vnni",
         }
     }
 
-    /// Runs `kernel` with the vectors of this level.
+    /// Runs `kernel` with the vectors of this level. Those of a level with and without VNNI are the same.
     #[inline]
     pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
@@ -83,7 +104,11 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2(simd) => simd.vectorise(kernel),
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni(bytes) => bytes.simd().vectorise(kernel),
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512(simd) => simd.vectorise(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni(bytes) => bytes.simd().vectorise(kernel),
         }
     }
 }

@@ -5,9 +5,11 @@
 //!
 //! One file a format, each with one function: `Decode::decode` turns a row into vectors of sixteen weights. Compiled
 //! for [`Portable`] it computes exactly what ggml's `dequantize_row_*` does; compiled for wider levels it is the inner
-//! loop of the matrix products in [`cpu`](crate::cpu).
+//! loop of the matrix products in [`cpu`](crate::cpu). Formats that are worth it also have `Codes::codes`, which hands
+//! over integers for products with quantised activations.
 
 mod blocks;
+pub(crate) mod codes;
 pub mod float;
 mod q4_0;
 mod q4_1;

@@ -1,9 +1,10 @@
 //! Q5_K: the header of Q4_K, 32 bytes of high bits (bit g of byte l is that of weight l of group g), 128 bytes of low
 //! halves as in Q4_K.
 
-use super::q4_k::Groups;
+use super::codes::{CodeSink, Codes};
+use super::q4_k::{self, Groups};
 use super::{Decode, Sink, in_memory, part};
-use crate::cpu::simd::{LANES, Simd};
+use crate::cpu::simd::{LANES, Simd, bytes::Bytes};
 
 pub(crate) struct Q5K;
 
@@ -34,4 +35,18 @@ fn codes(low: &[u8; 128], high: &[u8; 32]) -> [[u8; 32]; 8] {
         }
     }
     codes
+}
+
+impl Codes for Q5K {
+    #[inline(always)]
+    fn codes<B: Bytes>(bytes: B, row: &[u8], sink: &mut impl CodeSink<B>) {
+        for (i, block) in row.as_chunks::<176>().0.iter().enumerate() {
+            let high = part(block, 16);
+            sink.blocks(i, q4_k::affine(bytes, part(block, 0)), true);
+            sink.codes::<0>(bytes.fifth_bits::<0>(bytes.nibbles32(part(block, 48)), high), 0);
+            sink.codes::<1>(bytes.fifth_bits::<2>(bytes.nibbles32(part(block, 80)), high), 0);
+            sink.codes::<2>(bytes.fifth_bits::<4>(bytes.nibbles32(part(block, 112)), high), 0);
+            sink.codes::<3>(bytes.fifth_bits::<6>(bytes.nibbles32(part(block, 144)), high), 0);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Q6_K: 128 bytes of low halves, 64 bytes of high pairs of bits, 16 × i8 scales, f16 scale of scales; offset 32.
 
+use super::codes::{CodeSink, Codes};
 use super::{Decode, Sink, in_memory, part};
-use crate::cpu::simd::{Affine, LANES, Simd};
+use crate::cpu::simd::{Affine, LANES, Simd, bytes::Bytes};
 
 pub(crate) struct Q6K;
 
@@ -39,4 +40,20 @@ fn codes(low: &[u8; 64], high: &[u8; 32]) -> [u8; 128] {
         codes[l + 96] = (low[l + 32] >> 4 | (high[l] >> 6) << 4).wrapping_sub(32);
     }
     codes
+}
+
+impl Codes for Q6K {
+    #[inline(always)]
+    fn codes<B: Bytes>(bytes: B, row: &[u8], sink: &mut impl CodeSink<B>) {
+        let simd = bytes.simd();
+        for (i, block) in row.as_chunks::<210>().0.iter().enumerate() {
+            sink.half_blocks(i, simd.mul(simd.load_i8(part(block, 192)), simd.splat_f16(part(block, 208))));
+            let [first, second] = bytes.six_bits(part(block, 0), part(block, 128));
+            sink.half_block_codes::<0>(first, 32);
+            sink.half_block_codes::<1>(second, 32);
+            let [third, fourth] = bytes.six_bits(part(block, 64), part(block, 160));
+            sink.half_block_codes::<2>(third, 32);
+            sink.half_block_codes::<3>(fourth, 32);
+        }
+    }
 }

@@ -5,13 +5,13 @@ use super::{
     budget::share,
     inspect::lambda,
     memory::peak_bytes,
-    options::{KvType, threads},
+    options::{KvType, ProcessorOptions},
     progress,
     pull::pull,
 };
 use serde::Serialize;
 use serde_json::json;
-use std::{io::Write, num::NonZeroUsize};
+use std::io::Write;
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
     engine::{self, Device, Engine, SessionOptions},
@@ -61,9 +61,8 @@ pub struct Arguments {
     /// Where to compute
     #[arg(long, default_value_t = Device::Ndarray)]
     device: Device,
-    /// Threads [default: all cores]
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    processor: ProcessorOptions,
     /// Show where the time goes
     #[arg(long)]
     profile: bool,
@@ -75,8 +74,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let path = pull(&Store::open()?, &arguments.model)?;
     let checkpoint = Checkpoint::open(&path)?;
-    let threads = threads(arguments.threads);
-    let mut engine = Engine::load(&checkpoint, arguments.device, threads, &mut |_, _| {})?;
+    let engine_options = arguments.processor.engine(arguments.device);
+    let threads = engine_options.threads;
+    let activations = engine_options.activations.name();
+    let mut engine = Engine::load(&checkpoint, engine_options, &mut |_, _| {})?;
     let options = BenchOptions {
         prefill: if arguments.no_prefill { Vec::new() } else { arguments.prefill.clone() },
         depths: if arguments.no_decode { Vec::new() } else { arguments.depth.clone() },
@@ -125,7 +126,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     if arguments.json {
         let report = json!({
             "model": engine.config().name, "path": path, "machine": machine(), "device": arguments.device.to_string(),
-            "threads": threads, "simd": level.name(), "recent": arguments.recent, "bandwidth": bandwidth,
+            "threads": threads, "simd": level.name(), "recent": arguments.recent, "activations": activations, "bandwidth": bandwidth,
             "process_bytes": peak, "series": series,
         });
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -134,7 +135,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
     writeln!(
         out,
-        "{} on {threads} threads of {} ({}), median of {} (least to most)",
+        "{} on {threads} threads of {} ({}), {activations} activations, median of {} (least to most)",
         engine.config().name.as_deref().unwrap_or("model"),
         machine().as_deref().unwrap_or(std::env::consts::ARCH),
         level.name(),

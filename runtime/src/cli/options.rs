@@ -4,7 +4,7 @@ use super::{CliError, budget::LambdaChoice, progress, pull::pull, size::Size};
 use clap::Parser;
 use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
 use thinkey::{
-    engine::{Device, Engine, Session, SessionOptions},
+    engine::{Activations, Device, Engine, EngineOptions, Session, SessionOptions},
     model::transformer::WINDOW,
     plan::Workload,
     sample::{Sampler, Sampling},
@@ -38,9 +38,27 @@ pub struct ModelOptions {
     /// Where the model is computed: ndarray (the processor) or cuda
     #[arg(long, default_value_t)]
     device: Device,
+    #[command(flatten)]
+    processor: ProcessorOptions,
+}
+
+/// How the processor computes.
+#[derive(clap::Args)]
+pub struct ProcessorOptions {
     /// Threads on the processor [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// How the processor's linear layers read their input: as it is, or, faster, in eight bits
+    #[arg(long, default_value_t, value_enum)]
+    activations: ActivationType,
+}
+
+/// In what numbers linear layers read their input.
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum ActivationType {
+    Exact,
+    #[default]
+    Int8,
 }
 
 /// How the cache is stored.
@@ -133,7 +151,7 @@ impl Options {
     /// What one sequence of `context` tokens is, of which at most `prompt` are fed at once.
     pub fn workload(&self, context: usize, prompt: Option<usize>, lambda: Lambda) -> Workload {
         let kind = self.cache.kind();
-        let (recent, threads) = (self.cache.recent, threads(self.model.threads));
+        let (recent, threads) = (self.cache.recent, threads(self.model.processor.threads));
         Workload { context, prompt, slots: 1, lambda, recent, keys: kind, values: kind, threads }
     }
 }
@@ -168,11 +186,23 @@ impl ModelOptions {
 
     /// Loads the weights.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<Engine, CliError> {
+        let options = self.processor.engine(self.device);
         let bar = progress::layers("loading", checkpoint.config().layers);
-        let engine =
-            Engine::load(checkpoint, self.device, threads(self.threads), &mut |done, _| bar.set_position(done as u64));
+        let engine = Engine::load(checkpoint, options, &mut |done, _| bar.set_position(done as u64));
         bar.finish_and_clear();
         Ok(engine?)
+    }
+}
+
+impl ProcessorOptions {
+    /// An engine on `device`.
+    pub fn engine(&self, device: Device) -> EngineOptions {
+        let threads = threads(self.threads);
+        let activations = match self.activations {
+            ActivationType::Exact => Activations::Exact,
+            ActivationType::Int8 => Activations::Int8,
+        };
+        EngineOptions { device, threads, activations }
     }
 }
 

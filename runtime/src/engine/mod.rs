@@ -7,8 +7,9 @@ use crate::{
     model::{Model, ModelConfig, ModelError, Profile, transformer},
     weights::Checkpoint,
 };
-use std::{fmt, ops::ControlFlow, str::FromStr};
+use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
 use thinkey_core::{CacheBytes, CachePlan};
+pub use thinkey_kernels::cpu::linear::Activations;
 use thinkey_kernels::{
     cpu::{
         Cpu,
@@ -51,6 +52,25 @@ impl FromStr for Device {
             "cuda" => Ok(Self::Cuda),
             _ => Err(UnknownDevice(name.to_owned())),
         }
+    }
+}
+
+/// How a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Where.
+    pub device: Device,
+    /// Threads on the processor.
+    pub threads: usize,
+    /// In what numbers the processor's linear layers read their input; other devices read it exactly.
+    pub activations: Activations,
+}
+
+impl Default for EngineOptions {
+    /// The processor, all of its cores, the default activations.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self { device: Device::default(), threads, activations: Activations::default() }
     }
 }
 
@@ -140,20 +160,19 @@ macro_rules! any {
 }
 
 impl Engine {
-    /// Loads the model of `checkpoint` onto `device`; on the processor, `threads` threads compute it and its weights
-    /// stay in the checkpoint's memory map. `progress` is told how many layers of how many are loaded.
+    /// Loads the model of `checkpoint` onto a device; on the processor its weights stay in the checkpoint's memory map.
+    /// `progress` is told how many layers of how many are loaded.
     ///
     /// # Errors
     /// [`ModelError`] where a tensor is missing or damaged; [`ModelError::Device`] where the device cannot be used.
     pub fn load(
         checkpoint: &Checkpoint,
-        device: Device,
-        threads: usize,
+        options: EngineOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        match device {
+        match options.device {
             Device::Ndarray => {
-                let ops = Cpu::new(threads, level()?)?;
+                let ops = Cpu::new(options.threads, level()?, options.activations)?;
                 Ok(Self(Backend::Ndarray(Box::new(Model::load(checkpoint, ops, progress)?))))
             }
             #[cfg(feature = "cuda")]

@@ -4,7 +4,7 @@ use super::{counting::count, fixture};
 use bytes::Bytes;
 use std::{ops::ControlFlow, path::Path};
 use thinkey::{
-    engine::{Device, Engine, SessionOptions},
+    engine::{Engine, EngineOptions, SessionOptions},
     model::{Architecture, ModelConfig, transformer::WINDOW},
     plan::{Planner, Workload},
     store::{DEFAULT, Store},
@@ -25,7 +25,8 @@ fn check(what: &str, checkpoint: &Checkpoint, workload: &Workload, feeds: &[Feed
     let plan = Planner::new(checkpoint).plan(workload).unwrap();
     let prompt: Vec<u32> = (0..workload.context).map(|at| (at * 7919 % config.vocab) as u32).collect();
     let (allocated, account) = count(|| {
-        let mut engine = Engine::load(checkpoint, Device::Ndarray, workload.threads, &mut |_, _| {}).unwrap();
+        let options = EngineOptions { threads: workload.threads, ..EngineOptions::default() };
+        let mut engine = Engine::load(checkpoint, options, &mut |_, _| {}).unwrap();
         let options = SessionOptions { plan: workload.cache(config), window: WINDOW };
         let mut session = engine.session(options, |_, _| workload.lambda.kept(config.head_dim)).unwrap();
         for feed in feeds {

@@ -7,7 +7,7 @@ use super::{
 use bytes::Bytes;
 use std::{ops::ControlFlow, path::Path};
 use thinkey::{
-    engine::{Device, Engine, SessionOptions},
+    engine::{Engine, EngineOptions, SessionOptions},
     model::{Architecture, ModelConfig, transformer::WINDOW},
     weights::Checkpoint,
 };
@@ -30,7 +30,9 @@ pub fn a_decode_step_allocates_nothing() {
         let file = fixture::gguf(&config).to_bytes();
         let checkpoint = Checkpoint::from_gguf(Path::new("tiny.gguf"), Bytes::from(file)).unwrap();
         for (threads, kind) in [(1, StorageKind::F32), (2, StorageKind::F16)] {
-            let mut engine = Engine::load(&checkpoint, Device::Ndarray, threads, &mut |_, _| {}).unwrap();
+            let mut engine =
+                Engine::load(&checkpoint, EngineOptions { threads, ..EngineOptions::default() }, &mut |_, _| {})
+                    .unwrap();
             let plan = engine.config().cache_plan(3, 480, 32, kind);
             let mut session = engine.session(SessionOptions { plan, window: WINDOW }, |_, _| 8).unwrap();
             for slot in 0..3 {

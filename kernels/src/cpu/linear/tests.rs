@@ -52,6 +52,14 @@ impl Random {
     }
 }
 
+fn exact(level: Level) -> Arithmetic {
+    Arithmetic { level, activations: Activations::Exact }
+}
+
+fn int8(level: Level) -> Arithmetic {
+    Arithmetic { level, activations: Activations::Int8 }
+}
+
 /// What `forward` adds to the output in `f64`, and the sums of absolute products that its rounding is relative to.
 fn naive(layer: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
     let mut row = vec![0.0; layer.cols()];
@@ -68,6 +76,60 @@ fn naive(layer: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
     out
 }
 
+/// What x is read as by matrices that take it in eight bits, and by how much it is off: every four of a row in 255
+/// steps of their largest magnitude.
+fn quantised(x: &[f32], cols: usize) -> (Vec<f32>, Vec<f64>) {
+    let mut values = Vec::new();
+    let mut errors = Vec::new();
+    for block in x.chunks_exact(cols).flat_map(|row| row.chunks(4)) {
+        let scale = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 127.0;
+        values.extend(block.iter().map(|x| if scale > 0.0 { (x / scale).round_ties_even() * scale } else { 0.0 }));
+        errors.extend(block.iter().map(|_| f64::from(scale) / 2.0));
+    }
+    (values, errors)
+}
+
+/// Runs every level with activations in eight bits, on 1 and 2 threads in both modes, against the product of the
+/// quantised activations and, within what quantising changes, of the exact ones.
+fn check_int8(layer: &Linear, x: &[f32]) {
+    let m = x.len() / layer.cols();
+    let (values, errors) = quantised(x, layer.cols());
+    let (expected, unquantised) = (naive(layer, &values), naive(layer, x));
+    let codes: Vec<bool> = layer.parts.iter().flat_map(|part| vec![part.format().has_codes(); part.rows()]).collect();
+    // What quantising may change of each output.
+    let mut bounds = vec![0.0; expected.len()];
+    let mut row = vec![0.0; layer.cols()];
+    for r in 0..layer.rows() {
+        layer.row(r, &mut row);
+        for (i, errors) in errors.chunks_exact(layer.cols()).enumerate() {
+            let terms = row.iter().zip(errors).map(|(w, error)| f64::from(w.abs()) * error);
+            bounds[i * layer.rows() + r] = terms.sum::<f64>();
+        }
+    }
+    let before = Random(5).floats(m * layer.rows());
+    for threads in [1, 2] {
+        let pool = Pool::new(threads).unwrap();
+        let mut scratch = LinearScratch::default();
+        for level in Level::available() {
+            for mode in [Mode::Store, Mode::Add] {
+                let mut out = if mode == Mode::Add { before.clone() } else { vec![f32::NAN; before.len()] };
+                layer.forward(&pool, int8(level), x, &mut out, mode, &mut scratch);
+                for (i, actual) in out.iter().enumerate() {
+                    let old = if mode == Mode::Add { f64::from(before[i]) } else { 0.0 };
+                    let actual = f64::from(*actual) - old;
+                    let what = format_args!("{} {:?} {mode:?}, m {m}, output {i}", level.name(), layer.parts);
+                    let (value, magnitude) = if codes[i % layer.rows()] { expected[i] } else { unquantised[i] };
+                    let bound = bounds[i];
+                    let rounding = 4e-6 * (magnitude + old.abs() + bound);
+                    assert!((actual - value).abs() <= rounding, "{what}: {actual} for {value}");
+                    let exact = unquantised[i].0;
+                    assert!((actual - exact).abs() <= 1.0001 * bound + rounding, "{what}: {actual} for {exact}");
+                }
+            }
+        }
+    }
+}
+
 /// Runs every level on 1 and 2 threads in both modes against [`naive`].
 fn check(layer: &Linear, x: &[f32]) {
     let m = x.len() / layer.cols();
@@ -79,7 +141,7 @@ fn check(layer: &Linear, x: &[f32]) {
         for level in Level::available() {
             for mode in [Mode::Store, Mode::Add] {
                 let mut out = if mode == Mode::Add { before.clone() } else { vec![f32::NAN; before.len()] };
-                layer.forward(&pool, level, x, &mut out, mode, &mut scratch);
+                layer.forward(&pool, exact(level), x, &mut out, mode, &mut scratch);
                 for (i, (actual, (value, magnitude))) in out.iter().zip(&expected).enumerate() {
                     let old = if mode == Mode::Add { f64::from(before[i]) } else { 0.0 };
                     let error = (f64::from(*actual) - old - value).abs();
@@ -112,6 +174,9 @@ proptest! {
         let layer = Linear::new(parts, bias).unwrap();
         let x = random.floats(m * cols);
         check(&layer, &x);
+        if m <= DOT_ROWS {
+            check_int8(&layer, &x);
+        }
     }
 }
 
@@ -121,7 +186,64 @@ fn every_format_at_every_small_batch() {
         let mut random = Random(7);
         let layer = Linear::new(vec![random.matrix(format, 37, 512)], None).unwrap();
         for m in 1..=DOT_ROWS + 2 {
-            check(&layer, &random.floats(m * 512));
+            let x = random.floats(m * 512);
+            check(&layer, &x);
+            if m <= DOT_ROWS {
+                check_int8(&layer, &x);
+            }
+        }
+    }
+}
+
+/// Rows that end in every part of a segment of 256, blocks of zeros, huge and tiny activations, the largest codes.
+#[test]
+fn int8_at_the_edges() {
+    for format in [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4_1] {
+        for blocks in 1..=17 {
+            let mut random = Random(blocks as u64);
+            let cols = 32 * blocks;
+            let layer = Linear::new(vec![random.matrix(format, 5, cols)], None).unwrap();
+            let mut x = random.floats(3 * cols);
+            x[..32].fill(0.0);
+            x[32 * (blocks - 1)..cols].iter_mut().for_each(|x| *x *= 1e20);
+            x[cols..2 * cols].iter_mut().for_each(|x| *x *= 1e-20);
+            check_int8(&layer, &x);
+        }
+    }
+    // Every weight the least there is, -128 or -32 or -8 or 0; every activation of the same magnitude.
+    for format in WeightFormat::ALL.into_iter().filter(|format| format.has_codes()) {
+        let cols = 2 * format.block_len().max(32);
+        for byte in [0x80, 0x00, 0xFF, 0x7F] {
+            let mut bytes = vec![byte; 3 * format.row_bytes(cols).unwrap()];
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                let half = if format == WeightFormat::Q6K { 208 } else { 0 };
+                block[half..half + 2].copy_from_slice(&half::f16::from_f32(0.01).to_le_bytes());
+                if matches!(format, WeightFormat::Q4_1 | WeightFormat::Q4K | WeightFormat::Q5K) {
+                    block[2..4].copy_from_slice(&half::f16::from_f32(0.02).to_le_bytes());
+                }
+            }
+            let matrix = Matrix::new(format, 3, cols, Bytes::from(bytes)).unwrap();
+            let layer = Linear::new(vec![matrix], None).unwrap();
+            check_int8(&layer, &vec![1.0; cols]);
+            check_int8(&layer, &vec![-1.0; cols]);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_goes_through() {
+    let pool = Pool::new(1).unwrap();
+    for format in WeightFormat::ALL {
+        let cols = 2 * format.block_len().max(32);
+        let layer = Linear::new(vec![Random(9).matrix(format, 3, cols)], None).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for arithmetic in Level::available().flat_map(|level| [exact(level), int8(level)]) {
+                let mut x = Random(4).floats(cols);
+                x[cols - 1] = bad;
+                let mut out = [0.0; 3];
+                layer.forward(&pool, arithmetic, &x, &mut out, Mode::Store, &mut LinearScratch::default());
+                assert!(out.iter().all(|out| !out.is_finite()), "{} {arithmetic:?}: {out:?}", format.name());
+            }
         }
     }
 }
@@ -133,6 +255,7 @@ fn long_rows_are_split_and_summed() {
         let bias = random.floats(35);
         let layer = Linear::new(vec![random.matrix(format, 35, cols)], Some(bias)).unwrap();
         check(&layer, &random.floats(9 * cols));
+        check_int8(&layer, &random.floats(3 * cols));
     }
 }
 
@@ -146,12 +269,12 @@ fn a_row_of_x_gives_the_same_alone_and_in_a_batch() {
         let layer = Linear::new(vec![random.matrix(format, rows, cols)], None).unwrap();
         let x = random.floats(m * cols);
         let magnitudes = naive(&layer, &x);
-        for level in Level::available() {
+        for arithmetic in Level::available().map(exact) {
             let mut batch = vec![0.0; m * rows];
-            layer.forward(&pool, level, &x, &mut batch, Mode::Store, &mut scratch);
+            layer.forward(&pool, arithmetic, &x, &mut batch, Mode::Store, &mut scratch);
             for (i, x) in x.chunks_exact(cols).enumerate() {
                 let mut alone = vec![0.0; rows];
-                layer.forward(&pool, level, x, &mut alone, Mode::Store, &mut scratch);
+                layer.forward(&pool, arithmetic, x, &mut alone, Mode::Store, &mut scratch);
                 for (r, (a, b)) in alone.iter().zip(&batch[i * rows..]).enumerate() {
                     assert!(f64::from((a - b).abs()) <= 1e-6 * magnitudes[i * rows + r].1, "{} {a} {b}", format.name());
                 }
@@ -190,5 +313,5 @@ fn parts_that_do_not_fit_are_refused() {
 fn an_output_of_another_size_is_refused() {
     let layer = Linear::new(vec![Random(1).matrix(WeightFormat::Q8_0, 3, 32)], None).unwrap();
     let pool = Pool::new(1).unwrap();
-    layer.forward(&pool, Level::best(), &[0.0; 64], &mut [0.0; 5], Mode::Store, &mut LinearScratch::default());
+    layer.forward(&pool, exact(Level::best()), &[0.0; 64], &mut [0.0; 5], Mode::Store, &mut LinearScratch::default());
 }

@@ -1,0 +1,221 @@
+//! Activations in eight bits.
+//!
+//! Every four have a scale of their own, their largest magnitude over 127, so that a code is off by at most half a scale.
+//! Four is what integer products are summed over before they become floats, so this costs one multiplication for
+//! sixteen sums against one scale for 32 (ggml's Q8_1), and an outlier spoils three neighbours instead of 31. The sum of
+//! 32 goes with them, for formats that have minima.
+
+use crate::cpu::simd::{
+    Kernel, LANES, Level, Simd,
+    bytes::{BYTES, Quarter},
+};
+use crate::format::PAIR;
+
+/// Activations that share a scale.
+pub(crate) const GROUP: usize = BYTES / LANES;
+
+/// Activations whose sum is kept: a block of weights.
+const BLOCK: usize = PAIR;
+
+/// Blocks of a segment.
+const BLOCKS: usize = 8;
+
+/// Activations of a segment: a super-block of weights.
+const SEGMENT: usize = BLOCKS * BLOCK;
+
+/// Below this the largest magnitude of a group has no reciprocal; such a group is zero.
+const SMALLEST: f32 = 1e-36;
+
+/// 256 activations.
+#[derive(Clone, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Segment {
+    pub(crate) quarters: [Quarter; SEGMENT / BYTES],
+    /// Eight ones, then the sums of the eight blocks: what the scales and minima of blocks of weights are multiplied
+    /// with.
+    pub(crate) affine: [f32; 2 * BLOCKS],
+}
+
+impl Segment {
+    const ZERO: Self = Self { quarters: [Quarter::ZERO; SEGMENT / BYTES], affine: [0.0; 2 * BLOCKS] };
+}
+
+/// Segments of a row of `cols` activations.
+pub(crate) fn segments(cols: usize) -> usize {
+    cols.div_ceil(SEGMENT)
+}
+
+/// Bytes of `rows` rows of `cols` activations, quantised.
+pub(super) fn bytes(rows: usize, cols: usize) -> usize {
+    rows * segments(cols) * size_of::<Segment>()
+}
+
+/// Quantises the rows of x [m, cols] into `out`, each padded with zeros to whole segments; returns those. Groups that
+/// hold an infinity or a NaN become NaN.
+pub(super) fn quantise<'a>(level: Level, x: &[f32], cols: usize, out: &'a mut Vec<Segment>) -> &'a [Segment] {
+    let len = x.len() / cols * segments(cols);
+    if out.len() < len {
+        // The old memory is given back first, and no more is taken than is needed: what is planned is what is held.
+        *out = Vec::new();
+        out.reserve_exact(len);
+        out.resize(len, Segment::ZERO);
+    }
+    let out = &mut out[..len];
+    for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(segments(cols))) {
+        level.dispatch(Quantise { x, out });
+    }
+    out
+}
+
+struct Quantise<'a> {
+    x: &'a [f32],
+    out: &'a mut [Segment],
+}
+
+impl Kernel for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (x, segment) in self.x.chunks(SEGMENT).zip(self.out) {
+            let Segment { quarters, affine } = segment;
+            let (ones, sums) = affine.split_at_mut(BLOCKS);
+            ones.fill(1.0);
+            let (whole, rest) = x.as_chunks();
+            let mut padded = [0.0; BYTES];
+            padded[..rest.len()].copy_from_slice(rest);
+            for (index, (quarter, sums)) in quarters.iter_mut().zip(sums.as_chunks_mut().0).enumerate() {
+                *sums = match whole.get(index) {
+                    Some(x) => quantise_quarter(x, quarter),
+                    None if index == whole.len() => quantise_quarter(&padded, quarter),
+                    None => quantise_quarter(&[0.0; BYTES], quarter),
+                };
+            }
+        }
+    }
+}
+
+/// Quantises 64 activations; returns the sums of their two blocks. Loops go over the groups, sixteen as a vector has
+/// lanes.
+#[inline(always)]
+fn quantise_quarter(x: &[f32; BYTES], out: &mut Quarter) -> [f32; 2] {
+    let x: [[f32; LANES]; GROUP] = std::array::from_fn(|j| std::array::from_fn(|i| x[GROUP * i + j]));
+    // As integers, magnitudes order as they do as floats, and infinities and NaN are the largest.
+    let mut largest = [0_u32; LANES];
+    for x in &x {
+        for i in 0..LANES {
+            largest[i] = largest[i].max(x[i].to_bits() & 0x7FFF_FFFF);
+        }
+    }
+    let largest = largest.map(f32::from_bits);
+    let mut inverse = [0.0; LANES];
+    for i in 0..LANES {
+        // Both comparisons are false for a NaN.
+        let sound = largest[i] > SMALLEST && largest[i] <= f32::MAX;
+        inverse[i] = if sound { 127.0 / largest[i] } else { 0.0 };
+        let spoilt = if largest[i] <= SMALLEST { 0.0 } else { f32::NAN };
+        out.scales[i] = if sound { largest[i] * (1.0 / 127.0) } else { spoilt };
+    }
+    let mut words = [0_u32; LANES];
+    let mut totals = [0_i32; LANES];
+    for (j, x) in x.iter().enumerate() {
+        for i in 0..LANES {
+            // Rounds to the nearest even integer, which is then in the lowest bits of the mantissa.
+            const ROUND: f32 = 12_582_912.0;
+            let code = (x[i] * inverse[i] + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            let code = if inverse[i] > 0.0 { code } else { 0 };
+            words[i] |= (code & 0xFF) << (8 * j);
+            totals[i] = totals[i].wrapping_add(code.cast_signed());
+        }
+    }
+    for i in 0..LANES {
+        out.sums[i] = -128 * totals[i];
+        let bytes = words[i].to_le_bytes().map(u8::cast_signed);
+        out.codes[GROUP * i..GROUP * (i + 1)].copy_from_slice(&bytes);
+    }
+    let block = |first: usize| (first..first + LANES / 2).map(|i| out.scales[i] * totals[i] as f32).sum();
+    [block(0), block(LANES / 2)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The activations that segments stand for.
+    fn dequantised(segments: &[Segment]) -> Vec<f32> {
+        let quarter = |quarter: &Quarter| {
+            let groups = quarter.codes.chunks(GROUP).zip(quarter.scales);
+            groups.flat_map(|(codes, scale)| codes.iter().map(move |&code| f32::from(code) * scale)).collect::<Vec<_>>()
+        };
+        segments.iter().flat_map(|segment| segment.quarters.iter().flat_map(quarter)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn codes_are_off_by_half_a_scale(
+            x in prop::collection::vec(prop_oneof![-1.0f32..1.0, -1e30f32..1e30, Just(0.0)], 1..600), rows in 1usize..4,
+        ) {
+            let cols = x.len() / rows;
+            prop_assume!(cols > 0);
+            let x = &x[..rows * cols];
+            for level in Level::available() {
+                let mut buffer = vec![Segment { affine: [f32::NAN; 16], ..Segment::ZERO }; 2];
+                let out = quantise(level, x, cols, &mut buffer);
+                prop_assert_eq!(out.len(), rows * cols.div_ceil(SEGMENT));
+                for (x, row) in x.chunks_exact(cols).zip(out.chunks_exact(cols.div_ceil(SEGMENT))) {
+                    let values = dequantised(row);
+                    for (group, (x, y)) in x.chunks(GROUP).zip(values.chunks(GROUP)).enumerate() {
+                        let quarter = &row[GROUP * group / SEGMENT].quarters[GROUP * group % SEGMENT / BYTES];
+                        let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                        let scale = quarter.scales[group % LANES];
+                        prop_assert!((scale - largest / 127.0).abs() <= 1e-6 * scale);
+                        for (x, y) in x.iter().zip(y) {
+                            prop_assert!((x - y).abs() <= 0.50001 * scale, "{x} became {y} at a scale of {scale}");
+                        }
+                    }
+                    for (block, y) in values.chunks(BLOCK).enumerate() {
+                        let affine = &row[block / BLOCKS].affine;
+                        let sum = y.iter().map(|&y| f64::from(y)).sum::<f64>();
+                        let largest = y.iter().map(|&y| f64::from(y.abs())).sum::<f64>();
+                        prop_assert!((f64::from(affine[BLOCKS + block % BLOCKS]) - sum).abs() <= 1e-5 * largest);
+                        prop_assert_eq!(affine[block % BLOCKS], 1.0);
+                    }
+                    prop_assert!(values[cols..].iter().all(|&y| y == 0.0), "padding");
+                    for quarter in row.iter().flat_map(|segment| &segment.quarters) {
+                        prop_assert!(quarter.codes.iter().all(|&code| code >= -127));
+                        for (sum, codes) in quarter.sums.iter().zip(quarter.codes.chunks(GROUP)) {
+                            prop_assert_eq!(*sum, -128 * codes.iter().map(|&code| i32::from(code)).sum::<i32>());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_spoils_its_group_alone() {
+        for level in Level::available() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = [1.0; 2 * BLOCK];
+                x[BLOCK + 5] = bad;
+                let mut buffer = Vec::new();
+                let segment = &quantise(level, &x, x.len(), &mut buffer)[0];
+                let Quarter { codes, scales, .. } = &segment.quarters[0];
+                for (group, scale) in scales.iter().enumerate() {
+                    assert_eq!(scale.is_nan(), group == (BLOCK + 5) / GROUP);
+                }
+                assert_eq!(codes[BLOCK..][..3 * GROUP], [127, 127, 127, 127, 0, 0, 0, 0, 127, 127, 127, 127]);
+                assert!((segment.affine[BLOCKS] - 32.0).abs() < 1e-5);
+                assert!(segment.affine[BLOCKS + 1].is_nan());
+            }
+            // Too small for a scale, and the largest there is.
+            for (x, sound) in [(1e-38, false), (f32::MAX, true)] {
+                let mut buffer = Vec::new();
+                let quarter = &quantise(level, &[x; BLOCK], BLOCK, &mut buffer)[0].quarters[0];
+                assert_eq!(quarter.scales[0] > 0.0, sound);
+                assert_eq!(quarter.codes[0], if sound { 127 } else { 0 });
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Vectors of sixty-four bytes beside the [`Simd`] vectors of floats: integer products of quantised weights and
+//! quantised activations.
+//!
+//! Every level computes the same integers. A [`ByteKernel`] is to [`Level::dispatch_bytes`] what a
+//! [`Kernel`](super::Kernel) is to [`Level::dispatch`](super::Level::dispatch).
+
+#[cfg(target_arch = "x86_64")]
+use super::bytes_x86::{Narrow, Wide};
+use super::{Kind, LANES, Level, Portable, Simd};
+
+/// Bytes of a vector.
+pub const BYTES: usize = 4 * LANES;
+
+/// The offset that marks codes as `i8`: no code of an unsigned format is as large.
+pub const SIGNED: u8 = 128;
+
+/// Sixty-four activations in eight bits and what their products need besides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub struct Quarter {
+    /// The codes, -127 to 127.
+    pub codes: [i8; BYTES],
+    /// -128 times the sums of every four codes.
+    pub sums: [i32; LANES],
+    /// The scales of every four codes.
+    pub scales: [f32; LANES],
+}
+
+impl Quarter {
+    /// Zeros.
+    pub const ZERO: Self = Self { codes: [0; BYTES], sums: [0; LANES], scales: [0.0; LANES] };
+}
+
+/// A computation that [`Level::dispatch_bytes`] compiles for every level.
+pub trait ByteKernel {
+    /// What it computes.
+    type Output;
+
+    /// The computation; mark every implementation `#[inline(always)]`.
+    fn run<B: Bytes>(self, bytes: B) -> Self::Output;
+}
+
+/// Vectors of sixty-four codes of weights: one AVX-512 register, two of AVX2.
+///
+/// As with [`Simd`], a value is the proof that its instructions exist.
+pub trait Bytes: Copy + Send + Sync + 'static {
+    /// The level's vectors of floats.
+    type Simd: Simd<F32 = Self::F32>;
+    /// Its vector of sixteen floats.
+    type F32: Copy;
+    /// Sixty-four codes.
+    type Codes: Copy;
+
+    /// The level's vectors of floats.
+    fn simd(self) -> Self::Simd;
+
+    /// Thirty-two bytes and thirty-two more.
+    fn join(self, a: &[u8; 32], b: &[u8; 32]) -> Self::Codes;
+
+    /// Low halves of `a`, high halves of `a`, low halves of `b`, high halves of `b`.
+    fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes;
+
+    /// Low halves, then high halves.
+    fn nibbles32(self, bytes: &[u8; 32]) -> Self::Codes;
+
+    /// The codes of 6 bits of half a super-block of Q6_K. Of the first, the low four bits are the low halves of `low`;
+    /// of the second, the high ones; the two bits above those are bits 0, 2, 4, 6 of `high`, each for 32 codes.
+    fn six_bits(self, low: &[u8; 64], high: &[u8; 32]) -> [Self::Codes; 2];
+
+    /// Adds a fifth bit to codes of 4 bits: bit `GROUP` of `high` to the first 32, bit `GROUP` + 1 to the others.
+    fn fifth_bits<const GROUP: u32>(self, codes: Self::Codes, high: &[u8; 32]) -> Self::Codes;
+
+    /// Σ (code − `offset`) · x over every four neighbours, exactly; x without its scales. Codes are at most 63, or, where `offset` is
+    /// [`SIGNED`], `i8` and nothing is subtracted; `offset` is a power of two, or 0.
+    fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32;
+
+    /// Eight pairs of binary16, the low half of a word first: firsts to lanes 0..8, seconds to lanes 8..16.
+    fn halves(self, words: [u32; 8]) -> Self::F32;
+
+    /// Lane 2·`QUARTER` eight times, then the next lane eight times; `QUARTER` is below 4.
+    fn spread8<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32;
+
+    /// Lanes 4·`QUARTER`.. four times each; `QUARTER` is below 4.
+    fn spread4<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32;
+
+    /// Lanes 8..16 as they are, zeros before them.
+    fn upper(self, vector: Self::F32) -> Self::F32;
+}
+
+/// How far to shift [`Quarter::sums`] right for -`offset` times the sums; `offset` is a power of two, or 0.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn offset_shift(offset: u8) -> i32 {
+    offset.leading_zeros() as i32
+}
+
+impl Level {
+    /// Runs `kernel` with the byte vectors of this level.
+    #[inline]
+    pub fn dispatch_bytes<K: ByteKernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Kind::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(proof) => Narrow::from(proof).vectorise(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni(bytes) => bytes.vectorise(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(proof) => Wide::from(proof).vectorise(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni(bytes) => bytes.vectorise(kernel),
+        }
+    }
+}
+
+impl Bytes for Portable {
+    type Simd = Self;
+    type F32 = [f32; LANES];
+    type Codes = [u8; BYTES];
+
+    #[inline(always)]
+    fn simd(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn join(self, a: &[u8; 32], b: &[u8; 32]) -> Self::Codes {
+        let mut codes = [0; BYTES];
+        codes[..32].copy_from_slice(a);
+        codes[32..].copy_from_slice(b);
+        codes
+    }
+
+    #[inline(always)]
+    fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes {
+        let mut codes = [0; BYTES];
+        for i in 0..16 {
+            codes[i] = a[i] & 15;
+            codes[i + 16] = a[i] >> 4;
+            codes[i + 32] = b[i] & 15;
+            codes[i + 48] = b[i] >> 4;
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn nibbles32(self, bytes: &[u8; 32]) -> Self::Codes {
+        let mut codes = [0; BYTES];
+        for i in 0..32 {
+            codes[i] = bytes[i] & 15;
+            codes[i + 32] = bytes[i] >> 4;
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn six_bits(self, low: &[u8; 64], high: &[u8; 32]) -> [Self::Codes; 2] {
+        let mut codes = [[0; BYTES]; 2];
+        for i in 0..32 {
+            codes[0][i] = low[i] & 15 | high[i] << 4 & 0x30;
+            codes[0][i + 32] = low[i + 32] & 15 | high[i] << 2 & 0x30;
+            codes[1][i] = low[i] >> 4 | high[i] & 0x30;
+            codes[1][i + 32] = low[i + 32] >> 4 | high[i] >> 2 & 0x30;
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn fifth_bits<const GROUP: u32>(self, codes: Self::Codes, high: &[u8; 32]) -> Self::Codes {
+        let mut codes = codes;
+        for i in 0..32 {
+            codes[i] |= (high[i] >> GROUP & 1) << 4;
+            codes[i + 32] |= (high[i] >> (GROUP + 1) & 1) << 4;
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32 {
+        let mut out = [0.0; LANES];
+        // Sixteen at a time and in pairs: what compilers make multiply-and-add instructions of 16 bits of.
+        for (quarter, (codes, x)) in codes.as_chunks::<16>().0.iter().zip(x.codes.as_chunks::<16>().0).enumerate() {
+            let (mut weights, mut factors) = ([0_i16; 16], [0_i16; 16]);
+            for i in 0..16 {
+                weights[i] = match offset {
+                    SIGNED => i16::from(codes[i].cast_signed()),
+                    _ => i16::from(codes[i]) - i16::from(offset),
+                };
+                factors[i] = i16::from(x[i]);
+            }
+            let mut pairs = [0_i32; 8];
+            for i in 0..8 {
+                pairs[i] = i32::from(weights[2 * i]) * i32::from(factors[2 * i])
+                    + i32::from(weights[2 * i + 1]) * i32::from(factors[2 * i + 1]);
+            }
+            for i in 0..4 {
+                out[4 * quarter + i] = (pairs[2 * i] + pairs[2 * i + 1]) as f32;
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn halves(self, words: [u32; 8]) -> Self::F32 {
+        let widen = |half: u32| crate::format::float::f16_to_f32(half as u16);
+        std::array::from_fn(|i| if i < 8 { widen(words[i] & 0xFFFF) } else { widen(words[i - 8] >> 16) })
+    }
+
+    #[inline(always)]
+    fn spread8<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32 {
+        std::array::from_fn(|i| vector[2 * QUARTER + i / 8])
+    }
+
+    #[inline(always)]
+    fn spread4<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32 {
+        std::array::from_fn(|i| vector[4 * QUARTER + i / 4])
+    }
+
+    #[inline(always)]
+    fn upper(self, vector: Self::F32) -> Self::F32 {
+        std::array::from_fn(|i| if i < 8 { 0.0 } else { vector[i] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Everything a level computes, over the same inputs.
+    struct Everything<'a>(&'a [u8; 96], &'a Quarter, [f32; LANES], [u32; 8]);
+
+    impl ByteKernel for Everything<'_> {
+        type Output = Vec<[f32; LANES]>;
+
+        #[inline(always)]
+        fn run<B: Bytes>(self, b: B) -> Self::Output {
+            let Self(bytes, x, floats, words) = self;
+            let low: &[u8; 64] = bytes.first_chunk().unwrap();
+            let [first, second, high]: [&[u8; 32]; 3] = [0, 32, 64].map(|at| bytes[at..].first_chunk().unwrap());
+            let [a, c]: [&[u8; 16]; 2] = [0, 16].map(|at| bytes[at..].first_chunk().unwrap());
+            let four = [b.nibbles16(a, c), b.nibbles32(first)];
+            let [six0, six1] = b.six_bits(low, high);
+            let five = [b.fifth_bits::<0>(four[0], high), b.fifth_bits::<6>(four[1], high)];
+            let vector = b.simd().load(&floats);
+            let mut out = vec![b.dot(b.join(first, second), SIGNED, x)];
+            for codes in four.into_iter().chain(five).chain([six0, six1]) {
+                out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
+            }
+            out.extend([b.halves(words), b.upper(vector)]);
+            out.extend([
+                b.spread8::<0>(vector),
+                b.spread8::<1>(vector),
+                b.spread8::<2>(vector),
+                b.spread8::<3>(vector),
+            ]);
+            out.extend([
+                b.spread4::<0>(vector),
+                b.spread4::<1>(vector),
+                b.spread4::<2>(vector),
+                b.spread4::<3>(vector),
+            ]);
+            let store = |vector| {
+                let mut out = [0.0; LANES];
+                b.simd().store(vector, &mut out);
+                out
+            };
+            out.into_iter().map(store).collect()
+        }
+    }
+
+    fn quarter(codes: [i8; BYTES]) -> Quarter {
+        let codes = codes.map(|code| code.max(-127));
+        let four = |i: usize| codes[4 * i..4 * i + 4].iter().map(|&code| i32::from(code)).sum::<i32>();
+        Quarter { codes, sums: std::array::from_fn(|i| -128 * four(i)), scales: [1.0; LANES] }
+    }
+
+    fn check(bytes: &[u8; 96], x: &Quarter, floats: [f32; LANES], words: [u32; 8]) -> Result<(), TestCaseError> {
+        let expected = Level::PORTABLE.dispatch_bytes(Everything(bytes, x, floats, words));
+        for level in Level::available() {
+            let actual = level.dispatch_bytes(Everything(bytes, x, floats, words));
+            for (i, (a, e)) in actual.iter().flatten().zip(expected.iter().flatten()).enumerate() {
+                let same = a == e || (a.is_nan() && e.is_nan());
+                prop_assert!(same, "{} vector {} lane {}: {a} for {e}", level.name(), i / LANES, i % LANES);
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_computes_what_portable_does(
+            bytes: [[u8; 32]; 3],
+            x: [[i8; 32]; 2],
+            floats in prop::array::uniform16(-100.0f32..100.0),
+            words: [u32; 8],
+        ) {
+            let bytes = bytes.concat().try_into().unwrap();
+            let x = quarter(x.concat().try_into().unwrap());
+            check(&bytes, &x, floats, words)?;
+        }
+    }
+
+    /// The largest sums there are: where sixteen bits would not hold them, a level must not saturate.
+    #[test]
+    fn extremes_do_not_saturate() {
+        for weight in [0x80_u8, 0x7F, 0xFF, 0x00, 0x81] {
+            for x in [127, -127, 1] {
+                check(&[weight; 96], &quarter([x; BYTES]), [0.0; LANES], [0xFC00_7C00; 8]).unwrap();
+            }
+        }
+        let x = quarter([127; BYTES]);
+        let out = Level::PORTABLE.dispatch_bytes(Everything(&[0x80; 96], &x, [0.0; LANES], [0; 8]));
+        assert_eq!(out[0], [-128.0 * 127.0 * 4.0; LANES]);
+    }
+}

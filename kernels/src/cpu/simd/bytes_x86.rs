@@ -1,0 +1,370 @@
+//! Byte vectors on AVX2 and AVX-512, each with and without the dot-product instructions (VNNI).
+//!
+//! Without VNNI, products of unsigned and signed bytes are summed in pairs of sixteen bits, which saturate: they hold
+//! 2 · 63 · 127 for codes of six bits and 2 · 128 · 127 for weights of eight, whose sign is moved to the activation.
+//!
+//! No intrinsic is called in a closure that an iterator or array adaptor runs: those are compiled without the level's
+//! instructions, ten times as slow.
+
+use super::Simd;
+use super::bytes::{ByteKernel, Bytes, Quarter, SIGNED, offset_shift};
+use super::x86::{Avx2, Avx512};
+use std::arch::x86_64::*;
+
+/// AVX2, where `VNNI` with the dot products of 256 bits. A value proves that the machine has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Narrow<const VNNI: bool>(Avx2);
+
+/// AVX-512, where `VNNI` with its dot products. A value proves that the machine has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wide<const VNNI: bool>(Avx512);
+
+impl From<Avx2> for Narrow<false> {
+    fn from(proof: Avx2) -> Self {
+        Self(proof)
+    }
+}
+
+impl From<Avx512> for Wide<false> {
+    fn from(proof: Avx512) -> Self {
+        Self(proof)
+    }
+}
+
+impl Narrow<true> {
+    /// The proof, if the machine has AVX2 and AVX-VNNI.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        Avx2::detect().filter(|_| is_x86_feature_detected!("avxvnni")).map(Self)
+    }
+}
+
+impl Wide<true> {
+    /// The proof, if the machine has AVX-512 with VNNI.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512vnni")).map(Self)
+    }
+}
+
+impl<const VNNI: bool> Narrow<VNNI> {
+    #[inline]
+    pub(super) fn vectorise<K: ByteKernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn plain<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
+            kernel.run(bytes)
+        }
+        #[target_feature(enable = "avxvnni,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn vnni<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
+            kernel.run(bytes)
+        }
+        // SAFETY: `self` exists only where the vector extensions named were found; every processor with AVX2 has the
+        // scalar ones.
+        unsafe { if VNNI { vnni(self, kernel) } else { plain(self, kernel) } }
+    }
+}
+
+impl<const VNNI: bool> Wide<VNNI> {
+    #[inline]
+    pub(super) fn vectorise<K: ByteKernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn plain<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
+            kernel.run(bytes)
+        }
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        fn vnni<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
+            kernel.run(bytes)
+        }
+        // SAFETY: `self` exists only where the vector extensions named were found; every processor with AVX-512 has
+        // the scalar ones.
+        unsafe { if VNNI { vnni(self, kernel) } else { plain(self, kernel) } }
+    }
+}
+
+impl<const VNNI: bool> Bytes for Narrow<VNNI> {
+    type Simd = Avx2;
+    type F32 = [__m256; 2];
+    type Codes = [__m256i; 2];
+
+    #[inline(always)]
+    fn simd(self) -> Avx2 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn join(self, a: &[u8; 32], b: &[u8; 32]) -> Self::Codes {
+        // SAFETY: 32 bytes are readable at each; `self` proves AVX2 (so in every method of this impl).
+        unsafe { [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes {
+        // SAFETY: sixteen bytes are readable at each.
+        unsafe {
+            let (shifts, mask) = (_mm256_setr_epi64x(0, 0, 4, 4), _mm256_set1_epi8(15));
+            let a = _mm256_broadcastsi128_si256(_mm_loadu_si128(a.as_ptr().cast()));
+            let b = _mm256_broadcastsi128_si256(_mm_loadu_si128(b.as_ptr().cast()));
+            [_mm256_and_si256(_mm256_srlv_epi64(a, shifts), mask), _mm256_and_si256(_mm256_srlv_epi64(b, shifts), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles32(self, bytes: &[u8; 32]) -> Self::Codes {
+        // SAFETY: 32 bytes are readable there.
+        unsafe {
+            let (bytes, mask) = (_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_set1_epi8(15));
+            [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn six_bits(self, low: &[u8; 64], high: &[u8; 32]) -> [Self::Codes; 2] {
+        // SAFETY: 64 and 32 bytes are readable there.
+        unsafe {
+            let low = [_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(low.as_ptr().add(32).cast())];
+            let high = _mm256_loadu_si256(high.as_ptr().cast());
+            let (fours, twos) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+            let join = |low, high| _mm256_or_si256(_mm256_and_si256(low, fours), _mm256_and_si256(high, twos));
+            [
+                [join(low[0], _mm256_slli_epi16::<4>(high)), join(low[1], _mm256_slli_epi16::<2>(high))],
+                [
+                    join(_mm256_srli_epi16::<4>(low[0]), high),
+                    join(_mm256_srli_epi16::<4>(low[1]), _mm256_srli_epi16::<2>(high)),
+                ],
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn fifth_bits<const GROUP: u32>(self, codes: Self::Codes, high: &[u8; 32]) -> Self::Codes {
+        // SAFETY: 32 bytes are readable there.
+        unsafe {
+            let high = _mm256_loadu_si256(high.as_ptr().cast());
+            let zero = _mm256_setzero_si256();
+            // The bytes in which the bit is clear lose the sixteen that all get.
+            let with = |codes, bit: u32| {
+                let clear = _mm256_cmpeq_epi8(_mm256_and_si256(high, _mm256_set1_epi8((1_u8 << bit) as i8)), zero);
+                _mm256_or_si256(codes, _mm256_andnot_si256(clear, _mm256_set1_epi8(16)))
+            };
+            [with(codes[0], GROUP), with(codes[1], GROUP + 1)]
+        }
+    }
+
+    #[inline(always)]
+    fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32 {
+        let mut out = self.0.splat(0.0);
+        for half in 0..2 {
+            // SAFETY: 64 codes and sixteen sums are readable there, half of them from the middle; with `VNNI`, `self`
+            // proves AVX-VNNI.
+            unsafe {
+                let (codes, ones) = (codes[half], _mm256_set1_epi16(1));
+                let x_codes = _mm256_loadu_si256(x.codes.as_ptr().add(32 * half).cast());
+                let sums = || _mm256_loadu_si256(x.sums.as_ptr().add(8 * half).cast());
+                let dot = match offset {
+                    0 if VNNI => _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), codes, x_codes),
+                    _ if VNNI => {
+                        // As unsigned codes with an offset of 128, which the sums take away.
+                        let codes =
+                            _mm256_add_epi8(codes, _mm256_set1_epi8(SIGNED.wrapping_sub(offset % SIGNED) as i8));
+                        _mm256_dpbusd_avx_epi32(sums(), codes, x_codes)
+                    }
+                    SIGNED => {
+                        let x = _mm256_sign_epi8(x_codes, codes);
+                        _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(codes), x), ones)
+                    }
+                    _ => {
+                        let dot = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x_codes), ones);
+                        let shift = _mm256_set1_epi32(offset_shift(offset));
+                        if offset == 0 { dot } else { _mm256_add_epi32(dot, _mm256_srav_epi32(sums(), shift)) }
+                    }
+                };
+                out[half] = _mm256_cvtepi32_ps(dot);
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn halves(self, words: [u32; 8]) -> Self::F32 {
+        // SAFETY: F16C comes with the proof.
+        unsafe {
+            let halves = split_halves(words);
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves))]
+        }
+    }
+
+    #[inline(always)]
+    fn spread8<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32 {
+        let lane = 2 * QUARTER as i32;
+        // SAFETY: see `join`.
+        unsafe {
+            [
+                _mm256_permutevar8x32_ps(vector[0], _mm256_set1_epi32(lane)),
+                _mm256_permutevar8x32_ps(vector[0], _mm256_set1_epi32(lane + 1)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn spread4<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32 {
+        let (a, vector) = (4 * (QUARTER as i32 % 2), vector[QUARTER / 2]);
+        let (b, c, d) = (a + 1, a + 2, a + 3);
+        // SAFETY: see `join`.
+        unsafe {
+            [
+                _mm256_permutevar8x32_ps(vector, _mm256_setr_epi32(a, a, a, a, b, b, b, b)),
+                _mm256_permutevar8x32_ps(vector, _mm256_setr_epi32(c, c, c, c, d, d, d, d)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn upper(self, vector: Self::F32) -> Self::F32 {
+        [self.0.splat(0.0)[0], vector[1]]
+    }
+}
+
+/// The low halves of the words, then the high ones.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn split_halves(words: [u32; 8]) -> __m256i {
+    let [a, b, c, d, e, f, g, h] = words.map(u32::cast_signed);
+    // SAFETY: as promised to this function.
+    unsafe {
+        let words = _mm256_setr_epi32(a, b, c, d, e, f, g, h);
+        let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        let split = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(order));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(split)
+    }
+}
+
+impl<const VNNI: bool> Bytes for Wide<VNNI> {
+    type Simd = Avx512;
+    type F32 = __m512;
+    type Codes = __m512i;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn join(self, a: &[u8; 32], b: &[u8; 32]) -> Self::Codes {
+        // SAFETY: 32 bytes are readable at each; `self` proves AVX-512 F, BW, DQ and VL (so in every method of this
+        // impl).
+        unsafe {
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast()));
+            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(b.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes {
+        // SAFETY: sixteen bytes are readable at each.
+        unsafe {
+            let first = _mm512_broadcast_i32x4(_mm_loadu_si128(a.as_ptr().cast()));
+            let both = _mm512_mask_broadcast_i32x4(first, 0xFF00, _mm_loadu_si128(b.as_ptr().cast()));
+            let shifts = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+            _mm512_and_si512(_mm512_srlv_epi64(both, shifts), _mm512_set1_epi8(15))
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles32(self, bytes: &[u8; 32]) -> Self::Codes {
+        // SAFETY: 32 bytes are readable there.
+        unsafe {
+            let twice = _mm512_broadcast_i64x4(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            let shifts = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+            _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(15))
+        }
+    }
+
+    #[inline(always)]
+    fn six_bits(self, low: &[u8; 64], high: &[u8; 32]) -> [Self::Codes; 2] {
+        // SAFETY: 64 and 32 bytes are readable there.
+        unsafe {
+            let low = _mm512_loadu_si512(low.as_ptr().cast());
+            let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(high.as_ptr().cast()));
+            let first = _mm512_sllv_epi64(high, _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2));
+            let second = _mm512_srlv_epi64(high, _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2));
+            let (fours, twos) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+            // a | b & c
+            let join = |low, high| _mm512_ternarylogic_epi64::<0xF8>(_mm512_and_si512(low, fours), high, twos);
+            [join(low, first), join(_mm512_srli_epi16::<4>(low), second)]
+        }
+    }
+
+    #[inline(always)]
+    fn fifth_bits<const GROUP: u32>(self, codes: Self::Codes, high: &[u8; 32]) -> Self::Codes {
+        // SAFETY: 32 bytes are readable there.
+        unsafe {
+            let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(high.as_ptr().cast()));
+            let (a, b) = (0x0101_0101_0101_0101_i64 << GROUP, 0x0101_0101_0101_0101_i64 << (GROUP + 1));
+            let set = _mm512_test_epi8_mask(high, _mm512_setr_epi64(a, a, a, a, b, b, b, b));
+            _mm512_or_si512(codes, _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(16)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32 {
+        // SAFETY: 64 codes and sixteen sums are readable there; with `VNNI`, `self` proves AVX512-VNNI.
+        unsafe {
+            let ones = _mm512_set1_epi16(1);
+            let x_codes = _mm512_loadu_si512(x.codes.as_ptr().cast());
+            let sums = || _mm512_loadu_si512(x.sums.as_ptr().cast());
+            let dot = match offset {
+                0 if VNNI => _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x_codes),
+                _ if VNNI => {
+                    // As unsigned codes with an offset of 128, which the sums take away.
+                    let codes = _mm512_add_epi8(codes, _mm512_set1_epi8(SIGNED.wrapping_sub(offset % SIGNED) as i8));
+                    _mm512_dpbusd_epi32(sums(), codes, x_codes)
+                }
+                SIGNED => {
+                    let negative = _mm512_movepi8_mask(codes);
+                    let x = _mm512_mask_sub_epi8(x_codes, negative, _mm512_setzero_si512(), x_codes);
+                    _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(codes), x), ones)
+                }
+                _ => {
+                    let dot = _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x_codes), ones);
+                    let shift = _mm512_set1_epi32(offset_shift(offset));
+                    if offset == 0 { dot } else { _mm512_add_epi32(dot, _mm512_srav_epi32(sums(), shift)) }
+                }
+            };
+            _mm512_cvtepi32_ps(dot)
+        }
+    }
+
+    #[inline(always)]
+    fn halves(self, words: [u32; 8]) -> Self::F32 {
+        // SAFETY: see `join`; AVX-512 comes with AVX2.
+        unsafe { _mm512_cvtph_ps(split_halves(words)) }
+    }
+
+    #[inline(always)]
+    fn spread8<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32 {
+        let (a, b) = (2 * QUARTER as i32, 2 * QUARTER as i32 + 1);
+        // SAFETY: see `join`.
+        unsafe {
+            let lanes = _mm512_setr_epi32(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b);
+            _mm512_permutexvar_ps(lanes, vector)
+        }
+    }
+
+    #[inline(always)]
+    fn spread4<const QUARTER: usize>(self, vector: Self::F32) -> Self::F32 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|lane| 4 * QUARTER as i32 + lane);
+        // SAFETY: see `join`.
+        unsafe {
+            let lanes = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+            _mm512_permutexvar_ps(lanes, vector)
+        }
+    }
+
+    #[inline(always)]
+    fn upper(self, vector: Self::F32) -> Self::F32 {
+        // SAFETY: see `join`.
+        unsafe { _mm512_maskz_mov_ps(0xFF00, vector) }
+    }
+}
