@@ -9,6 +9,7 @@
 
 mod dot;
 mod integer;
+mod integer_panel;
 mod panel;
 mod quantise;
 
@@ -16,7 +17,7 @@ use super::aligned::AlignedVec;
 use super::pool::Pool;
 use super::simd::Level;
 use crate::format::{Matrix, PAIR};
-use quantise::Segment;
+use quantise::{PanelRows, Segment};
 use std::sync::Mutex;
 
 /// Rows of x up to which dot products are faster than panels: two groups of four, each of which unpacks the weights
@@ -107,8 +108,17 @@ pub struct LinearScratch {
     x: AlignedVec,
     /// x in eight bits: 832 bytes for every 256 activations of a row, or part of them.
     quantised: Vec<Segment>,
+    /// Many rows of x in eight bits: 1.5 bytes for every activation.
+    quantised_rows: PanelRows,
     /// One a thread of the pool. The locks are never contended: they are what makes the access safe.
-    panels: Vec<Mutex<panel::Scratch>>,
+    panels: Vec<Mutex<Panels>>,
+}
+
+/// Panels of one thread.
+#[derive(Debug, Default)]
+struct Panels {
+    floats: panel::Scratch,
+    integers: integer_panel::Scratch,
 }
 
 impl LinearScratch {
@@ -123,7 +133,8 @@ impl LinearScratch {
         if rows <= DOT_ROWS {
             return x;
         }
-        x + threads * (size_of::<Mutex<panel::Scratch>>() + panel::Scratch::bytes(widest))
+        let panels = panel::Scratch::bytes(widest) + integer_panel::Scratch::bytes(widest);
+        x + PanelRows::bytes(rows, widest) + threads * (size_of::<Mutex<Panels>>() + panels)
     }
 }
 
@@ -222,11 +233,11 @@ impl Linear {
         assert_eq!(x.len(), m * self.cols, "x is no whole number of rows of {}", self.cols);
         assert_eq!(out.len(), m * self.rows, "the output of {m} rows of x is not [{m}, {}]", self.rows);
         let output = Output { data: out.as_mut_ptr(), stride: self.rows, m, mode };
+        let integer = |part: &Matrix| activations == Activations::Int8 && part.format().has_codes();
         match m {
             0 => {}
             1..=DOT_ROWS => {
                 let LinearScratch { x: buffer, quantised, .. } = scratch;
-                let integer = |part: &Matrix| activations == Activations::Int8 && part.format().has_codes();
                 let floats = if self.parts.iter().all(integer) { &[] } else { self.padded(x, buffer) };
                 let segments = match self.parts.iter().any(integer) {
                     true => quantise::quantise(level, x, self.cols, quantised),
@@ -250,13 +261,25 @@ impl Linear {
                 });
             }
             _ => {
-                scratch.panels.reserve_exact(pool.threads().saturating_sub(scratch.panels.len()));
-                scratch.panels.resize_with(pool.threads().max(scratch.panels.len()), Mutex::default);
-                let panels = &scratch.panels;
+                let LinearScratch { quantised_rows, panels, .. } = scratch;
+                panels.reserve_exact(pool.threads().saturating_sub(panels.len()));
+                panels.resize_with(pool.threads().max(panels.len()), Mutex::default);
+                let integer = |part: &Matrix| level.has_byte_products() && integer(part);
+                if self.parts.iter().any(integer) {
+                    quantised_rows.quantise(pool, level, x, self.cols);
+                }
                 pool.run_on_threads(self.chunks(panel::ROWS), &|task, thread| {
                     let mut scratch = panels[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let chunk = self.chunk(panel::ROWS, task);
                     // SAFETY: chunks are disjoint and `output` is the whole of `out`.
-                    unsafe { panel::run(level, &self.chunk(panel::ROWS, task), x, output, &mut scratch) }
+                    unsafe {
+                        match integer(chunk.matrix) {
+                            true => {
+                                integer_panel::run(level, &chunk, quantised_rows, output, &mut scratch.integers);
+                            }
+                            false => panel::run(level, &chunk, x, output, &mut scratch.floats),
+                        }
+                    }
                 });
             }
         }

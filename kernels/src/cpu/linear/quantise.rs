@@ -5,11 +5,14 @@
 //! sixteen sums against one scale for 32 (ggml's Q8_1), and an outlier spoils three neighbours instead of 31. The sum of
 //! 32 goes with them, for formats that have minima.
 
+use crate::cpu::pool::Pool;
 use crate::cpu::simd::{
     Kernel, LANES, Level, Simd,
     bytes::{BYTES, Quarter},
 };
 use crate::format::PAIR;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Activations that share a scale.
 pub(crate) const GROUP: usize = BYTES / LANES;
@@ -107,25 +110,17 @@ fn quantise_quarter(x: &[f32; BYTES], out: &mut Quarter) -> [f32; 2] {
             largest[i] = largest[i].max(x[i].to_bits() & 0x7FFF_FFFF);
         }
     }
-    let largest = largest.map(f32::from_bits);
     let mut inverse = [0.0; LANES];
     for i in 0..LANES {
-        // Both comparisons are false for a NaN.
-        let sound = largest[i] > SMALLEST && largest[i] <= f32::MAX;
-        inverse[i] = if sound { 127.0 / largest[i] } else { 0.0 };
-        let spoilt = if largest[i] <= SMALLEST { 0.0 } else { f32::NAN };
-        out.scales[i] = if sound { largest[i] * (1.0 / 127.0) } else { spoilt };
+        [out.scales[i], inverse[i]] = scale(f32::from_bits(largest[i]));
     }
     let mut words = [0_u32; LANES];
     let mut totals = [0_i32; LANES];
     for (j, x) in x.iter().enumerate() {
         for i in 0..LANES {
-            // Rounds to the nearest even integer, which is then in the lowest bits of the mantissa.
-            const ROUND: f32 = 12_582_912.0;
-            let code = (x[i] * inverse[i] + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
-            let code = if inverse[i] > 0.0 { code } else { 0 };
-            words[i] |= (code & 0xFF) << (8 * j);
-            totals[i] = totals[i].wrapping_add(code.cast_signed());
+            let code = code(x[i], inverse[i]);
+            words[i] |= (code.cast_unsigned() & 0xFF) << (8 * j);
+            totals[i] += code;
         }
     }
     for i in 0..LANES {
@@ -135,6 +130,135 @@ fn quantise_quarter(x: &[f32; BYTES], out: &mut Quarter) -> [f32; 2] {
     }
     let block = |first: usize| (first..first + LANES / 2).map(|i| out.scales[i] * totals[i] as f32).sum();
     [block(0), block(LANES / 2)]
+}
+
+/// The scale of activations of which this is the largest magnitude, and its inverse: 0 where all codes are.
+#[inline(always)]
+fn scale(largest: f32) -> [f32; 2] {
+    // Both comparisons are false for a NaN.
+    let sound = largest > SMALLEST && largest <= f32::MAX;
+    let spoilt = if largest <= SMALLEST { 0.0 } else { f32::NAN };
+    [if sound { largest * (1.0 / 127.0) } else { spoilt }, if sound { 127.0 / largest } else { 0.0 }]
+}
+
+/// x / scale, rounded to the nearest integer.
+#[inline(always)]
+fn code(x: f32, inverse: f32) -> i32 {
+    // The nearest even integer is then in the lowest bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    let code = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+    if inverse > 0.0 { code.cast_signed() } else { 0 }
+}
+
+/// Activations that share a scale in [`PanelRows`].
+pub(super) const PANEL_GROUP: usize = 16;
+
+/// Activations of a row of [`PanelRows`] are padded with zeros to a multiple of this.
+const PADDING: usize = BYTES;
+
+/// Many rows of x in eight bits, every sixteen activations of a row with a scale of their own: integer products of
+/// matrices are summed over as many before they become floats.
+#[derive(Debug, Default)]
+pub(super) struct PanelRows {
+    /// [rows][groups].
+    codes: Vec<[i8; PANEL_GROUP]>,
+    /// [rows][groups]: the scale of a group and the sum of its dequantised activations.
+    affine: Vec<[f32; 2]>,
+}
+
+/// One of [`PanelRows`].
+#[derive(Clone, Copy)]
+pub(super) struct PanelRow<'a> {
+    pub(super) codes: &'a [[i8; PANEL_GROUP]],
+    pub(super) affine: &'a [[f32; 2]],
+}
+
+/// Groups of a row of `cols` activations.
+pub(super) fn panel_groups(cols: usize) -> usize {
+    cols.next_multiple_of(PADDING) / PANEL_GROUP
+}
+
+impl PanelRows {
+    /// Bytes of `rows` rows of `cols` activations.
+    pub(super) fn bytes(rows: usize, cols: usize) -> usize {
+        rows * panel_groups(cols) * (size_of::<[i8; PANEL_GROUP]>() + size_of::<[f32; 2]>())
+    }
+
+    /// Quantises the rows of x [m, cols].
+    pub(super) fn quantise(&mut self, pool: &Pool, level: Level, x: &[f32], cols: usize) {
+        /// Rows of a task.
+        const ROWS: usize = 16;
+        let groups = panel_groups(cols);
+        let len = x.len() / cols * groups;
+        if self.codes.len() < len {
+            *self = Self::default();
+            self.codes.reserve_exact(len);
+            self.codes.resize(len, [0; PANEL_GROUP]);
+            self.affine.reserve_exact(len);
+            self.affine.resize(len, [0.0; 2]);
+        }
+        let out = self.codes[..len].chunks_mut(ROWS * groups).zip(self.affine[..len].chunks_mut(ROWS * groups));
+        let work = Mutex::new(x.chunks(ROWS * cols).zip(out));
+        pool.run(x.len().div_ceil(ROWS * cols), &|_| {
+            let next = work.lock().unwrap_or_else(PoisonError::into_inner).next();
+            if let Some((x, (codes, affine))) = next {
+                level.dispatch(QuantisePanelRows { x, cols, codes, affine });
+            }
+        });
+    }
+
+    /// Row `index` of rows of `groups` groups, from group `first` on.
+    #[inline(always)]
+    pub(super) fn row(&self, index: usize, groups: usize, range: Range<usize>) -> PanelRow<'_> {
+        let range = index * groups + range.start..index * groups + range.end;
+        PanelRow { codes: &self.codes[range.clone()], affine: &self.affine[range] }
+    }
+}
+
+struct QuantisePanelRows<'a> {
+    x: &'a [f32],
+    cols: usize,
+    codes: &'a mut [[i8; PANEL_GROUP]],
+    affine: &'a mut [[f32; 2]],
+}
+
+impl Kernel for QuantisePanelRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let groups = panel_groups(self.cols);
+        let out = self.codes.chunks_exact_mut(groups).zip(self.affine.chunks_exact_mut(groups));
+        for (x, (codes, affine)) in self.x.chunks_exact(self.cols).zip(out) {
+            let (whole, rest) = x.as_chunks();
+            let mut padded = [0.0; PANEL_GROUP];
+            padded[..rest.len()].copy_from_slice(rest);
+            for (index, (codes, affine)) in codes.iter_mut().zip(affine).enumerate() {
+                *affine = match whole.get(index) {
+                    Some(x) => quantise_group(x, codes),
+                    None if index == whole.len() => quantise_group(&padded, codes),
+                    None => quantise_group(&[0.0; PANEL_GROUP], codes),
+                };
+            }
+        }
+    }
+}
+
+/// Quantises sixteen activations; returns their scale and sum.
+#[inline(always)]
+fn quantise_group(x: &[f32; PANEL_GROUP], codes: &mut [i8; PANEL_GROUP]) -> [f32; 2] {
+    let mut largest = 0;
+    for x in x {
+        largest = largest.max(x.to_bits() & 0x7FFF_FFFF);
+    }
+    let [scale, inverse] = scale(f32::from_bits(largest));
+    let mut total = 0;
+    for (to, x) in codes.iter_mut().zip(x) {
+        let code = code(*x, inverse);
+        *to = code as i8;
+        total += code;
+    }
+    [scale, scale * total as f32]
 }
 
 #[cfg(test)]

@@ -50,6 +50,13 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     type F32: Copy;
     /// Sixty-four codes.
     type Codes: Copy;
+    /// Sixteen integers of 32 bits.
+    type I32: Copy;
+
+    /// Rows of x in a tile of a matrix product whose accumulators fill the registers, see `linear::integer_panel`.
+    const TILE_ROWS: usize;
+    /// Vectors of sixteen rows of weights in such a tile, at most 2.
+    const TILE_VECTORS: usize;
 
     /// The level's vectors of floats.
     fn simd(self) -> Self::Simd;
@@ -73,6 +80,18 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// Σ (code − `offset`) · x over every four neighbours, exactly; x without its scales. Codes are at most 63, or, where `offset` is
     /// [`SIGNED`], `i8` and nothing is subtracted; `offset` is a power of two, or 0.
     fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32;
+
+    /// `codes` as bytes without a sign: as they are, but for [`SIGNED`] ones, to which 128 is added.
+    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]);
+
+    /// Sixteen zeros.
+    fn zero(self) -> Self::I32;
+
+    /// Adds Σ `weights` · x over every four weights, exactly; x is not -128.
+    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32;
+
+    /// Integers as floats.
+    fn floats(self, integers: Self::I32) -> Self::F32;
 
     /// Eight pairs of binary16, the low half of a word first: firsts to lanes 0..8, seconds to lanes 8..16.
     fn halves(self, words: [u32; 8]) -> Self::F32;
@@ -109,12 +128,26 @@ impl Level {
             Kind::Avx512Vnni(bytes) => bytes.vectorise(kernel),
         }
     }
+
+    /// Whether [`Bytes::add_products`] is one instruction: products of matrices gain nothing from bytes without it.
+    #[must_use]
+    pub const fn has_byte_products(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni(_) | Kind::Avx512Vnni(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Bytes for Portable {
     type Simd = Self;
     type F32 = [f32; LANES];
     type Codes = [u8; BYTES];
+    type I32 = [i32; LANES];
+
+    const TILE_ROWS: usize = 1;
+    const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
     fn simd(self) -> Self {
@@ -199,6 +232,34 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
+    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+        for i in 0..BYTES {
+            out[i] = codes[i] ^ offset & SIGNED;
+        }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::I32 {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32 {
+        let mut sums = sums;
+        for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
+            for i in 0..4 {
+                *sum += i32::from(weights[i]) * i32::from(x[i]);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn floats(self, integers: Self::I32) -> Self::F32 {
+        integers.map(|integer| integer as f32)
+    }
+
+    #[inline(always)]
     fn halves(self, words: [u32; 8]) -> Self::F32 {
         let widen = |half: u32| crate::format::float::f16_to_f32(half as u16);
         std::array::from_fn(|i| if i < 8 { widen(words[i] & 0xFFFF) } else { widen(words[i - 8] >> 16) })
@@ -241,7 +302,15 @@ mod tests {
             let [six0, six1] = b.six_bits(low, high);
             let five = [b.fifth_bits::<0>(four[0], high), b.fifth_bits::<6>(four[1], high)];
             let vector = b.simd().load(&floats);
-            let mut out = vec![b.dot(b.join(first, second), SIGNED, x)];
+            let products = b.add_products(b.zero(), low, [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
+            let products = b.add_products(products, low, [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
+            let mut stored = [[0; BYTES]; 2];
+            b.store_unsigned(four[0], 8, &mut stored[0]);
+            b.store_unsigned(b.join(first, second), SIGNED, &mut stored[1]);
+            let stored = stored.as_flattened().as_chunks().0.iter().map(|bytes| b.simd().load_i8(bytes));
+            let mut out: Vec<_> = stored.collect();
+            out.push(b.floats(products));
+            out.extend([b.dot(b.join(first, second), SIGNED, x)]);
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }
@@ -309,6 +378,8 @@ mod tests {
         }
         let x = quarter([127; BYTES]);
         let out = Level::PORTABLE.dispatch_bytes(Everything(&[0x80; 96], &x, [0.0; LANES], [0; 8]));
-        assert_eq!(out[0], [-128.0 * 127.0 * 4.0; LANES]);
+        // After eight vectors of bytes and the products of unsigned ones.
+        assert_eq!(out[8], [128.0 * 127.0 * 8.0; LANES]);
+        assert_eq!(out[9], [-128.0 * 127.0 * 4.0; LANES]);
     }
 }

@@ -7,7 +7,7 @@
 //! instructions, ten times as slow.
 
 use super::Simd;
-use super::bytes::{ByteKernel, Bytes, Quarter, SIGNED, offset_shift};
+use super::bytes::{BYTES, ByteKernel, Bytes, Quarter, SIGNED, offset_shift};
 use super::x86::{Avx2, Avx512};
 use std::arch::x86_64::*;
 
@@ -85,6 +85,11 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     type Simd = Avx2;
     type F32 = [__m256; 2];
     type Codes = [__m256i; 2];
+    type I32 = [__m256i; 2];
+
+    // Six accumulators of integers and six of floats, two vectors of weights, one broadcast: 15 of 16 registers.
+    const TILE_ROWS: usize = 3;
+    const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
@@ -185,6 +190,51 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     }
 
     #[inline(always)]
+    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+        // SAFETY: 64 bytes are writable there, 32 of them from the middle.
+        unsafe {
+            let sign = _mm256_set1_epi8((offset & SIGNED).cast_signed());
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_xor_si256(codes[0], sign));
+            _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), _mm256_xor_si256(codes[1], sign));
+        }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::I32 {
+        // SAFETY: see `join`.
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+
+    #[inline(always)]
+    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32 {
+        let mut out = sums;
+        for half in 0..2 {
+            // SAFETY: 64 bytes are readable there, half of them from the middle; with `VNNI`, `self` proves AVX-VNNI.
+            unsafe {
+                let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)));
+                let weights = _mm256_loadu_si256(weights.as_ptr().add(32 * half).cast());
+                out[half] = if VNNI {
+                    _mm256_dpbusd_avx_epi32(sums[half], weights, x)
+                } else {
+                    // Every other weight at a time: the sum of two products would saturate.
+                    let (ones, even) = (_mm256_set1_epi16(1), _mm256_set1_epi16(0xFF));
+                    let evens = _mm256_maddubs_epi16(_mm256_and_si256(even, weights), x);
+                    let odds = _mm256_maddubs_epi16(_mm256_andnot_si256(even, weights), x);
+                    let sum = _mm256_add_epi32(_mm256_madd_epi16(evens, ones), _mm256_madd_epi16(odds, ones));
+                    _mm256_add_epi32(sums[half], sum)
+                };
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn floats(self, integers: Self::I32) -> Self::F32 {
+        // SAFETY: see `join`.
+        unsafe { [_mm256_cvtepi32_ps(integers[0]), _mm256_cvtepi32_ps(integers[1])] }
+    }
+
+    #[inline(always)]
     fn halves(self, words: [u32; 8]) -> Self::F32 {
         // SAFETY: F16C comes with the proof.
         unsafe {
@@ -244,6 +294,11 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     type Simd = Avx512;
     type F32 = __m512;
     type Codes = __m512i;
+    type I32 = __m512i;
+
+    // Twelve accumulators of integers and twelve of floats, two vectors of weights, scales: 32 registers.
+    const TILE_ROWS: usize = 6;
+    const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -334,6 +389,45 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
             };
             _mm512_cvtepi32_ps(dot)
         }
+    }
+
+    #[inline(always)]
+    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+        // SAFETY: 64 bytes are writable there.
+        unsafe {
+            let sign = _mm512_set1_epi8((offset & SIGNED).cast_signed());
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_xor_si512(codes, sign));
+        }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::I32 {
+        // SAFETY: see `join`.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32 {
+        // SAFETY: 64 bytes are readable there; with `VNNI`, `self` proves AVX512-VNNI.
+        unsafe {
+            let x = _mm512_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)));
+            let weights = _mm512_loadu_si512(weights.as_ptr().cast());
+            if VNNI {
+                return _mm512_dpbusd_epi32(sums, weights, x);
+            }
+            // Every other weight at a time: the sum of two products would saturate.
+            let (ones, even) = (_mm512_set1_epi16(1), _mm512_set1_epi16(0xFF));
+            let evens = _mm512_maddubs_epi16(_mm512_and_si512(even, weights), x);
+            let odds = _mm512_maddubs_epi16(_mm512_andnot_si512(even, weights), x);
+            let sum = _mm512_add_epi32(_mm512_madd_epi16(evens, ones), _mm512_madd_epi16(odds, ones));
+            _mm512_add_epi32(sums, sum)
+        }
+    }
+
+    #[inline(always)]
+    fn floats(self, integers: Self::I32) -> Self::F32 {
+        // SAFETY: see `join`.
+        unsafe { _mm512_cvtepi32_ps(integers) }
     }
 
     #[inline(always)]
