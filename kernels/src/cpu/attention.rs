@@ -69,10 +69,10 @@ impl AttentionScratch {
     }
 }
 
-/// Tasks that the tokens of a KV head are split over, at most, where `units` KV heads of all sequences are at work: four
-/// a thread together.
+/// Tasks that the tokens of a KV head are split over, at most, where `units` KV heads of all sequences are at work: two
+/// a thread together. More would share the work more evenly, but each begins with memory that nobody fetched in advance.
 const fn splits(threads: usize, units: usize) -> usize {
-    (4 * threads).div_ceil(if units == 0 { 1 } else { units })
+    (2 * threads).div_ceil(if units == 0 { 1 } else { units })
 }
 
 /// Channels of a packed value, in whole pairs of vectors.
