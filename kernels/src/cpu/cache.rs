@@ -1,14 +1,10 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
 use crate::ops::Cache;
+use memmap2::MmapMut;
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span, StorageKind,
 };
-
-/// One cache line: the unit in which the arena is allocated, so that every part of it is aligned.
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// Why a cache could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,11 +54,23 @@ pub struct ThinCache {
     layouts: Vec<HeadLayout>,
     /// Where a head starts in the arena, in bytes; one more than there are heads.
     starts: Vec<usize>,
-    arena: Vec<Line>,
+    arena: MmapMut,
     /// One a slot, layer and head.
     masks: Vec<Option<ChannelMask>>,
     slots: Vec<Slot>,
     free: Vec<u32>,
+}
+
+/// `bytes` zeroed bytes that begin on a page, in large pages where the system has them: a step reads all of them, and every
+/// page costs a look-up.
+fn arena(bytes: usize) -> std::io::Result<MmapMut> {
+    let mut arena = MmapMut::map_anon(bytes)?;
+    // Only a hint; without it the cache is as it would be.
+    #[cfg(target_os = "linux")]
+    let _ = arena.advise(memmap2::Advice::HugePage);
+    // Taken at once and not page by page as sequences grow: what was planned cannot be missing in the middle of an answer.
+    arena.fill(0);
+    Ok(arena)
 }
 
 fn room<T>(len: usize) -> Result<Vec<T>, CacheError> {
@@ -91,9 +99,7 @@ impl ThinCache {
             }
         }
         starts.push(start);
-        // Aligned memory is zeroed when it is had: all of a plan is resident from the start, as it is promised.
-        let arena = bytemuck::allocation::try_zeroed_vec(start / size_of::<Line>())
-            .map_err(|()| CacheError::Memory { bytes: start })?;
+        let arena = arena(start).map_err(|_| CacheError::Memory { bytes: start })?;
         let mut masks = room(heads * plan.slots)?;
         masks.resize(heads * plan.slots, None);
         let per_slot = plan.blocks_per_slot();
@@ -143,8 +149,7 @@ impl ThinCache {
     }
 
     fn head_mut(&mut self, index: usize, slot: usize) -> Result<HeadMut<'_>, Error> {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.arena);
-        HeadMut::new(self.layouts[index], &mut bytes[self.starts[index]..self.starts[index + 1]], slot)
+        HeadMut::new(self.layouts[index], &mut self.arena[self.starts[index]..self.starts[index + 1]], slot)
     }
 
     /// The cache of a head: as it is before the step under way, or as that layer has it once the tokens are
@@ -160,9 +165,15 @@ impl ThinCache {
             Some(step) => (step.before, &state.before),
             None => (state.span, &state.pages),
         };
-        let bytes: &[u8] = bytemuck::cast_slice(&self.arena);
         let mask = self.masks[slot * self.layouts.len() + index].as_ref();
-        HeadRef::new(self.layouts[index], &bytes[self.starts[index]..self.starts[index + 1]], slot, pages, span, mask)
+        HeadRef::new(
+            self.layouts[index],
+            &self.arena[self.starts[index]..self.starts[index + 1]],
+            slot,
+            pages,
+            span,
+            mask,
+        )
     }
 
     /// The heads of a layer, in their order, each with what the step under way does to it: they can be admitted apart.
@@ -174,8 +185,7 @@ impl ThinCache {
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
         let (first, at) = (layer * plan.kv_heads, slot * layouts.len());
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(arena);
-        let mut rest = &mut bytes[starts[first]..];
+        let mut rest = &mut arena[starts[first]..];
         masks[at + first..][..plan.kv_heads].iter_mut().zip(first..).map(move |(mask, index)| {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
@@ -237,7 +247,7 @@ impl Cache for ThinCache {
 
     fn allocated(&self) -> usize {
         let tables = self.slots.iter().map(|slot| slot.before.capacity() + slot.pages.capacity()).sum::<usize>();
-        self.arena.capacity() * size_of::<Line>()
+        self.arena.len()
             + self.masks.capacity() * size_of::<Option<ChannelMask>>()
             + (tables + self.free.capacity()) * size_of::<u32>()
     }

@@ -18,7 +18,8 @@ enum Feed<'a> {
     Steps(&'a [usize], usize),
 }
 
-/// Loads the model of `checkpoint`, feeds its sequences, and holds the heap against the plan; how much of it was held at
+/// Loads the model of `checkpoint`, feeds its sequences, and holds the heap against the plan, which counts the panels of both
+/// ways that a layer may be computed; how much of it was held at
 /// most is to be at least `share`.
 fn check(what: &str, checkpoint: &Checkpoint, workload: &Workload, feeds: &[Feed<'_>], share: f64) {
     let config = checkpoint.config();
@@ -45,12 +46,14 @@ fn check(what: &str, checkpoint: &Checkpoint, workload: &Workload, feeds: &[Feed
         }
         session.allocated()
     });
-    println!("heap: {what}: at most {} of {} bytes planned, {} of them cache", account.most, plan.heap(), allocated);
     assert_eq!(allocated, plan.cache.total(), "{what}: the cache is what was planned");
-    assert!(account.most <= plan.heap(), "{what}: {account:?} is more than planned: {plan:?}");
+    // The cache's arena is mapped and not of the heap.
+    let most = account.most + plan.cache.arena();
+    println!("heap: {what}: at most {most} of {} bytes planned, {allocated} of them cache", plan.heap());
+    assert!(most <= plan.heap(), "{what}: {most}, {account:?}, is more than planned: {plan:?}");
     assert!(
-        account.most as f64 >= share * plan.heap() as f64,
-        "{what}: {account:?} is far less than planned: {plan:?}"
+        most as f64 >= share * plan.heap() as f64,
+        "{what}: {most}, {account:?}, is far less than planned: {plan:?}"
     );
     assert_eq!(account.kept, 0, "{what}: everything is given back");
 }
@@ -114,5 +117,5 @@ pub fn the_heap_of_the_default_model_is_as_planned() {
         values: StorageKind::F16,
         threads: 2,
     };
-    check("default model", &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], 0.98);
+    check("default model", &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], 0.95);
 }
