@@ -78,6 +78,7 @@ fn levels(c: &mut Criterion) {
 
 fn prefill(c: &mut Criterion) {
     forward(c, "prefill", &[WeightFormat::F32, WeightFormat::Q4_1, WeightFormat::Q6K], Activations::Exact, 512);
+    forward(c, "prefill", &[WeightFormat::Q4_1, WeightFormat::Q6K], Activations::Int8, 512);
 }
 
 fn micro_kernel(c: &mut Criterion) {

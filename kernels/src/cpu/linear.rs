@@ -63,10 +63,12 @@ pub enum LinearError {
 pub enum Activations {
     /// As they are, in `f32`.
     Exact,
-    /// In eight bits, every four with a scale of their own, where that is faster: decoding with the formats that
-    /// [have codes](crate::format::WeightFormat::has_codes). An activation is off by at most 1/254 of the largest of
-    /// its four, so an output by at most Σ |w| · largest / 254. After 1,200 tokens the distribution of SmolLM2-135M's
-    /// next token diverges from the exact one by less than 1e-3 nats, whatever share of channels is pruned.
+    /// In eight bits with a scale for every few, where that is faster and the format
+    /// [has codes](crate::format::WeightFormat::has_codes): for a few rows everywhere, a scale for every four; for many
+    /// rows where a byte product is one instruction (VNNI), a scale for every sixteen. An activation is off by at most
+    /// 1/254 of the largest that shares its scale, so an output by at most Σ |w| · largest / 254. After 1,200 tokens the
+    /// distribution of SmolLM2-135M's next token diverges from the exact one by less than 1e-3 nats, whatever share of
+    /// channels is pruned; with a scale for every 32, as ggml has, it was 2e-3.
     #[default]
     Int8,
 }
@@ -216,7 +218,8 @@ impl Linear {
 
     /// out = x·Wᵀ + bias for the m = `x.len() / cols` rows of x [m, cols]; out is [m, rows].
     ///
-    /// The result of a row of x does not depend on the others beyond rounding, nor on the number of threads.
+    /// The result of a row of x does not depend on the number of threads, nor, beyond rounding, on the other rows; with
+    /// [`Activations::Int8`] it may on how many there are, within what quantising changes.
     ///
     /// # Panics
     /// Where `x` is no whole number of rows or `out` has another length than [m, rows].

@@ -260,20 +260,27 @@ impl Product<'_> {
         }
         let Chunk { count, column, bias, .. } = *self.chunk;
         let Output { data, stride, mode, .. } = self.output;
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (v, sum) in sums.into_iter().enumerate() {
-                let mut lanes = [0.0; LANES];
-                simd.store(sum, &mut lanes);
-                let at = LANES * (vector + v);
-                let len = LANES.min(count - at);
+        let add = mode == Mode::Add || self.start > 0;
+        let bias = bias.filter(|_| self.start == 0);
+        for v in 0..V {
+            let at = LANES * (vector + v);
+            let len = LANES.min(count - at);
+            let mut lanes = [0.0; LANES];
+            if let Some(bias) = bias {
+                lanes[..len].copy_from_slice(&bias[at..at + len]);
+            }
+            let bias = simd.load(&lanes);
+            for (r, sums) in sums.iter().enumerate() {
                 // SAFETY: a row of the output, `len` columns of the chunk, which `run` was promised.
                 let out = unsafe { std::slice::from_raw_parts_mut(data.add((row + r) * stride + column + at), len) };
-                for (i, (out, lane)) in out.iter_mut().zip(lanes).enumerate() {
-                    let value = match (self.start, bias) {
-                        (0, Some(bias)) => lane + bias[at + i],
-                        _ => lane,
-                    };
-                    *out = if mode == Mode::Add || self.start > 0 { *out + value } else { value };
+                let sum = simd.add(sums[v], bias);
+                if let Some(out) = out.first_chunk_mut() {
+                    simd.store(if add { simd.add(sum, simd.load(out)) } else { sum }, out);
+                } else {
+                    simd.store(sum, &mut lanes);
+                    for (out, lane) in out.iter_mut().zip(&lanes) {
+                        *out = if add { *out + lane } else { *lane };
+                    }
                 }
             }
         }

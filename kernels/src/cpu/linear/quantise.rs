@@ -4,6 +4,8 @@
 //! Four is what integer products are summed over before they become floats, so this costs one multiplication for
 //! sixteen sums against one scale for 32 (ggml's Q8_1), and an outlier spoils three neighbours instead of 31. The sum of
 //! 32 goes with them, for formats that have minima.
+//!
+//! Products of matrices cannot afford a scale for every four: they have one for every sixteen ([`PanelRows`]).
 
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::{
@@ -207,7 +209,7 @@ impl PanelRows {
         });
     }
 
-    /// Row `index` of rows of `groups` groups, from group `first` on.
+    /// The groups `range` of row `index` of rows of `groups` groups.
     #[inline(always)]
     pub(super) fn row(&self, index: usize, groups: usize, range: Range<usize>) -> PanelRow<'_> {
         let range = index * groups + range.start..index * groups + range.end;
