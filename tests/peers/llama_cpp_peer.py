@@ -36,56 +36,68 @@ class Model:
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
 
-class LlamaCpp:
-    """A context of one cache kind; the cache of a depth is filled once and cut back after each measurement."""
+class Context:
+    """A sequence of `tokens` tokens at most."""
 
-    def __init__(self, model, threads, tokens, kind, flash, context):
+    def __init__(self, model, threads, tokens, kind, flash):
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = context, 2048, 512, 1
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = tokens, 2048, 512, 1
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KINDS[kind]
         params.flash_attn_type = FLASH[flash]
-        self.model, self.tokens, self.context = model, tokens, context
+        self.model, self.held = model, 0
         self.handle = llama_cpp.llama_init_from_model(model.model, params)
         if not self.handle:
-            raise RuntimeError(f"llama.cpp cannot make a context of {context} tokens with a {kind} cache")
+            raise RuntimeError(f"llama.cpp cannot make a context of {tokens} tokens with a {kind} cache")
         self.memory = llama_cpp.llama_get_memory(self.handle)
-        self.held = 0
 
-    def feed(self, first, count):
-        tokens = (llama_cpp.llama_token * count)(*((at * 7919 + 13) % self.model.vocab for at in range(first, first + count)))
+    def feed(self, count):
+        at = range(self.held, self.held + count)
+        tokens = (llama_cpp.llama_token * count)(*((i * 7919 + 13) % self.model.vocab for i in at))
         if llama_cpp.llama_decode(self.handle, llama_cpp.llama_batch_get_one(tokens, count)) != 0:
             raise RuntimeError("llama_decode failed")
         llama_cpp.llama_synchronize(self.handle)
+        self.held += count
 
-    def cut(self, depth):
-        llama_cpp.llama_memory_seq_rm(self.memory, 0, depth, -1)
-        self.held = min(self.held, depth)
+    def fill(self, tokens):
+        while self.held < tokens:
+            self.feed(min(2048, tokens - self.held))
 
-    def fill(self, depth):
-        self.cut(depth)
-        while self.held < depth:
-            count = min(2048, depth - self.held)
-            self.feed(self.held, count)
-            self.held += count
+    def cut(self, tokens):
+        llama_cpp.llama_memory_seq_rm(self.memory, 0, tokens, -1)
+        self.held = tokens
+
+
+class LlamaCpp:
+    """One kind of cache; a context for each point, filled once and cut back after each measurement."""
+
+    def __init__(self, model, threads, tokens, kind, flash):
+        self.make = lambda size: Context(model, threads, size, kind, flash)
+        self.tokens, self.contexts = tokens, {}
+
+    def context(self, point, size):
+        if point not in self.contexts:
+            self.contexts[point] = self.make(size)
+        return self.contexts[point]
 
     def prefill(self, tokens):
-        self.cut(0)
+        context = self.context(("prefill", tokens), tokens)
+        context.cut(0)
         start = time.perf_counter()
-        self.fill(tokens)
+        context.fill(tokens)
         return tokens / (time.perf_counter() - start)
 
     def decode(self, depth):
-        self.fill(depth)
+        context = self.context(("decode", depth), depth + self.tokens + 1)
+        context.fill(depth)
         # One token for nothing: the first after a fill builds the graph of a single token.
-        self.feed(depth, 1)
-        self.cut(depth)
+        context.feed(1)
+        context.cut(depth)
         start = time.perf_counter()
-        for at in range(self.tokens):
-            self.feed(depth + at, 1)
+        for _ in range(self.tokens):
+            context.feed(1)
         speed = self.tokens / (time.perf_counter() - start)
-        self.held = depth + self.tokens
-        self.cut(depth)
+        context.cut(depth)
         return speed
 
 
@@ -112,6 +124,5 @@ def _peak():
 if __name__ == "__main__":
     path, threads, kind, flash, depth = sys.argv[1:]
     before = _peak()
-    peer = LlamaCpp(Model(path), int(threads), 16, kind, flash == "1", int(depth) + 16)
-    peer.decode(int(depth))
+    LlamaCpp(Model(path), int(threads), 16, kind, flash == "1").decode(int(depth))
     print(_peak() - before)

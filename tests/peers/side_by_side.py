@@ -9,7 +9,7 @@
 Each round measures one point of thinkey (in a process of its own, `thinkey bench`) and then the same point of each peer,
 A B A B, so that a disturbance of the machine meets all. Ratios are of medians over the rounds. llama.cpp runs with f16,
 q8_0 and q4_0 caches, f16 with and without flash attention (quantised values need it): at each point the fastest of its
-settings is what counts. transformers computes in float32 with its scaled-dot-product attention and its dynamic cache.
+settings is what counts (the two that were fastest in a first round are measured in all the others). transformers computes in float32 with its scaled-dot-product attention and its dynamic cache.
 Prompts are tokens of no meaning. A measurement during which another program took over a twentieth of a processor is thrown
 away and made again; a machine that never gets idle is refused without --busy.
 """
@@ -83,9 +83,8 @@ def contenders(args, model, weights):
             from llama_cpp_peer import SETTINGS, LlamaCpp, Model
 
             loaded = Model(model)
-            context = max([*args.depth, *args.prefill]) + args.tokens + 1
             peers[peer] = {
-                f"{kind}{', flash' if flash else ''}": LlamaCpp(loaded, args.threads, args.tokens, kind, flash, context)
+                f"{kind}{', flash' if flash else ''}": LlamaCpp(loaded, args.threads, args.tokens, kind, flash)
                 for kind, flash in SETTINGS
             }
         elif peer == "transformers" and not weights:
@@ -101,20 +100,26 @@ def measure(args, model, weights, take):
     ours, peers = contenders(args, model, weights)
     points = [("prefill", size) for size in args.prefill]
     points += [("decode", depth) for depth in args.depth if not weights or depth == 0]
-    speeds = {}
+    speeds, scouted = {}, {}
     for round_ in range(-1, args.rounds):
         for kind, size in points:
             for name, settings in [("thinkey", ours), *peers.items()]:
-                for index, (setting, runner) in enumerate(settings.items()):
-                    # The kind of cache hardly matters to prefill; one of a kind at each point is enough there, and at depth 0.
-                    if name == "thinkey" and index > 0 and (kind == "prefill" or size == 0):
-                        continue
-                    if round_ < 0 and name == "thinkey":
+                if name == "thinkey":
+                    if round_ < 0:
                         continue  # Its processes warm up by themselves.
+                    # The kind of cache hardly matters to prefill and at depth 0: one is enough there.
+                    candidates = list(settings)[: 1 if kind == "prefill" or size == 0 else None]
+                else:
+                    # Once with every setting for nothing: files are read, memory is touched, caches are filled. The two that
+                    # were fastest then go on.
+                    scout = scouted.setdefault((kind, size, name), {})
+                    candidates = sorted(settings, key=lambda setting: -scout.get(setting, 0))[: 2 if round_ >= 0 else None]
+                for setting in candidates:
                     what = f"round {round_ + 1} of {args.rounds}: {kind} {size}, {name} {setting} {weights}"
-                    speed = take(what, lambda: getattr(runner, kind)(size))
-                    # Once for nothing: files are read, memory is touched, caches are filled.
-                    if round_ >= 0:
+                    speed = take(what, lambda: getattr(settings[setting], kind)(size))
+                    if round_ < 0:
+                        scout[setting] = speed
+                    else:
                         speeds.setdefault((kind, size), {}).setdefault(name, {}).setdefault(setting, []).append(speed)
     rows = []
     for (kind, size), by_name in speeds.items():

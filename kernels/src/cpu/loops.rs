@@ -221,10 +221,10 @@ impl<const N: usize> Columns<'_, N> {
         for v in 0..V {
             values[v] = load(simd, self.kind, &row[v * LANES * self.kind.bytes()..]);
         }
-        for n in 0..N {
-            let weight = simd.splat(self.weights[n][lane]);
-            for v in 0..V {
-                sums[n][v] = simd.fma(weight, values[v], sums[n][v]);
+        for (weights, sums) in self.weights.iter().zip(&mut sums) {
+            let weight = simd.splat(weights[lane]);
+            for (sum, &value) in sums.iter_mut().zip(&values) {
+                *sum = simd.fma(weight, value, *sum);
             }
         }
         sums
