@@ -46,6 +46,7 @@ def arguments():
     parser.add_argument("--depth", type=numbers, default=[0, 512, 4096, 8000])
     parser.add_argument("--kinds", default="f16,int8", help="thinkey's caches; the first is the one of prefill")
     parser.add_argument("--weights", default="", help="Q4_0,Q8_0: more kinds of weights, requantised by llama.cpp; depth 0 and prefill")
+    parser.add_argument("--caches", default="f16,q8_0,q4_0", help="llama.cpp's caches; filling deep quantised ones takes it minutes")
     parser.add_argument("--lambda", dest="lambda_", default="0.5")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory at the greatest depth out")
     parser.add_argument("--busy", action="store_true", help="measure on a busy machine all the same")
@@ -86,6 +87,7 @@ def contenders(args, model, weights):
             peers[peer] = {
                 f"{kind}{', flash' if flash else ''}": LlamaCpp(loaded, args.threads, args.tokens, kind, flash)
                 for kind, flash in SETTINGS
+                if kind in args.caches.split(",")
             }
         elif peer == "transformers" and not weights:
             from transformers_peer import Transformers

@@ -1,4 +1,4 @@
-"""thinkey, a process a measurement: `thinkey bench`."""
+"""thinkey, a process a measurement: `thinkey bench`, the median of three, for the peers are warm from point to point."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ NAME = "thinkey"
 
 class Thinkey:
     def __init__(self, binary, model, threads, tokens, kv_type="f16", lambda_=0.5, extra=()):
-        self.command = [binary, "bench", model, "--json", "--repetitions", "1", "--threads", threads]
+        self.command = [binary, "bench", model, "--json", "--repetitions", "3", "--threads", threads]
         self.command += ["--tokens", tokens, "--kv-type", kv_type, "--lambda", lambda_, *extra]
 
     def run(self, *options):
