@@ -6,13 +6,13 @@
 //!
 //! # What bounds decoding
 //!
-//! Measured by `--profile` and by `cargo bench --bench attention` on two cores of an AMD EPYC with AVX-512 (32 MiB of L3),
-//! SmolLM2-135M, λ = 0.5. At depth 0 half of a step is the feed-forward part and a fifth the logits: instructions, for the
-//! weights are read at three quarters of the bandwidth. At depth 8,000 attention takes 57% of a step. In f16 it reads 139 MB
-//! in 3.2 ms, 43 GB/s: half of what a plain loop reads there; the rest is the widening to f32 (one conversion a vector, two
-//! threads take 0.6 of the time of one). Quantised caches read half and a third of the bytes and take as long: they are
-//! bound by instructions, two conversions a vector of codes where f16 has one. Integer products over interleaved channels
-//! would take them away.
+//! Measured by `--profile` and by `cargo bench --bench attention` on two cores of an AMD EPYC with AVX-512 (32 MiB of L3,
+//! memory reads at 44 GB/s), SmolLM2-135M, λ = 0.5. At depth 0 half of a step is the feed-forward part and a fifth the
+//! logits, and 70% of the bandwidth is reached. At depth 8,000 attention takes 57% of a step: in f16 it reads 139 MB in
+//! 3.2 ms, which is what the memory gives. A whole step reaches 80% of the bandwidth there, with λ = 0 and 0.5 alike, so a
+//! thin cache is faster by its share of the bytes and no more: values, the newest tokens and the weights stay as they are.
+//! Quantised caches read half and a third of the bytes and take as long: they are bound by instructions, two conversions a
+//! vector of codes where f16 has one. Integer products over interleaved channels would take them away.
 
 use crate::{
     engine::{Engine, Session},
