@@ -145,7 +145,7 @@ impl Loops for Plain {
                     let groups = kind.parts(keys.bytes, keys.channels)?;
                     for (channel, &q) in query.iter().enumerate() {
                         for (lane, score) in scores.iter_mut().enumerate() {
-                            *score += q * groups.get(channel, channel, lane);
+                            *score += q * groups.key(channel, lane);
                         }
                     }
                 }
@@ -175,11 +175,9 @@ impl Loops for Plain {
                         }
                     }),
                     Form::Codes(kind) => {
-                        let row = values.head_dim.div_ceil(GROUP);
-                        let groups = kind.parts(values.bytes, BLOCK * row)?;
+                        let groups = kind.parts(values.bytes, BLOCK * values.head_dim.div_ceil(GROUP))?;
                         for (channel, mix) in mixed.iter_mut().enumerate() {
-                            let group = channel / GROUP;
-                            *mix += weight * groups.get(lane * row + group, group * BLOCK + lane, channel % GROUP);
+                            *mix += weight * groups.value(lane, channel);
                         }
                     }
                 }

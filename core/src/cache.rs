@@ -185,7 +185,7 @@ impl<'a> HeadRef<'a> {
                 let groups = kind.parts(self.key_block(block), self.layout.kept as usize)?;
                 for (channel, out) in out.chunks_exact_mut(BLOCK).enumerate() {
                     for (lane, x) in out.iter_mut().enumerate() {
-                        *x = groups.get(channel, channel, lane);
+                        *x = groups.key(channel, lane);
                     }
                 }
             }
@@ -216,12 +216,10 @@ impl<'a> HeadRef<'a> {
                 }
             }),
             Form::Codes(kind) => {
-                let per_row = head_dim.div_ceil(GROUP);
-                let groups = kind.parts(self.value_block(block), BLOCK * per_row)?;
+                let groups = kind.parts(self.value_block(block), BLOCK * head_dim.div_ceil(GROUP))?;
                 for (token, row) in rows.take(BLOCK).enumerate() {
                     for (channel, x) in row.iter_mut().enumerate() {
-                        let group = channel / GROUP;
-                        *x = groups.get(token * per_row + group, group * BLOCK + token, channel % GROUP);
+                        *x = groups.value(token, channel);
                     }
                 }
             }
@@ -278,7 +276,7 @@ impl<'a> HeadRef<'a> {
             Form::Codes(kind) => {
                 let groups = kind.parts(self.key_block(block), key.len())?;
                 for (channel, x) in key.iter_mut().enumerate() {
-                    *x = groups.get(channel, channel, lane);
+                    *x = groups.key(channel, lane);
                 }
             }
         }
@@ -290,11 +288,9 @@ impl<'a> HeadRef<'a> {
                 }
             }),
             Form::Codes(kind) => {
-                let row = value.len().div_ceil(GROUP);
-                let groups = kind.parts(self.value_block(block), BLOCK * row)?;
+                let groups = kind.parts(self.value_block(block), BLOCK * value.len().div_ceil(GROUP))?;
                 for (channel, x) in value.iter_mut().enumerate() {
-                    let group = channel / GROUP;
-                    *x = groups.get(lane * row + group, group * BLOCK + lane, channel % GROUP);
+                    *x = groups.value(lane, channel);
                 }
             }
         }

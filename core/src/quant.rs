@@ -117,6 +117,27 @@ impl Groups<'_> {
         let code = self.kind.code(&self.codes[group * bytes..(group + 1) * bytes], index);
         f32::from(code) * self.scales[affine].load() + self.mins[affine].load()
     }
+
+    /// Channel `channel` of the key of lane `lane`, where the groups are a key block.
+    ///
+    /// # Panics
+    /// Where there is no such channel or lane.
+    #[inline(always)]
+    #[must_use]
+    pub fn key(&self, channel: usize, lane: usize) -> f32 {
+        self.get(channel, channel, lane)
+    }
+
+    /// Channel `channel` of the value of token `token`, where the groups are a value block.
+    ///
+    /// # Panics
+    /// Where there is no such channel or token.
+    #[inline(always)]
+    #[must_use]
+    pub fn value(&self, token: usize, channel: usize) -> f32 {
+        let (row, group) = (self.scales.len() / BLOCK, channel / GROUP);
+        self.get(token * row + group, group * BLOCK + token, channel % GROUP)
+    }
 }
 
 /// Quantised groups, for writing.
