@@ -4,6 +4,9 @@
 //! A group is 32 tokens of one key channel (keys have channels of very different size), or 32 channels of one token's
 //! value. Scale and minimum are binary16, rounded so that every number of the group is inside of what the codes can say:
 //! no number is off by more than half a step.
+//!
+//! Four groups lie interleaved, number by number: the four codes that a query (over channels) or a row of weights (over
+//! tokens) meets together are one 32-bit word, which is what integer dot products of bytes take.
 
 use crate::{
     BLOCK, Error,
@@ -14,13 +17,17 @@ use half::f16;
 /// Numbers of a group.
 pub const GROUP: usize = BLOCK;
 
+/// Groups whose codes lie interleaved.
+pub const QUAD: usize = 4;
+
 /// Integer codes that numbers are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum CodeKind {
-    /// 0..=255, one a byte.
+    /// 0..=255, one a byte: byte 4·i + g of a quad holds code i of its group g.
     Int8,
-    /// 0..=15, two a byte: byte i of a group holds code i in its low half and code i + 16 in its high half.
+    /// 0..=15, two a byte: byte 4·i + g of a quad holds code i of its group g in its low half, code i + 16 in its high
+    /// half.
     Int4,
 }
 
@@ -34,28 +41,34 @@ impl CodeKind {
         }
     }
 
-    /// Bytes of the codes of a group.
+    /// Bytes of the codes of four groups.
     #[must_use]
-    pub const fn group_bytes(self) -> usize {
+    pub const fn quad_bytes(self) -> usize {
         match self {
-            Self::Int8 => GROUP,
-            Self::Int4 => GROUP / 2,
+            Self::Int8 => QUAD * GROUP,
+            Self::Int4 => QUAD * GROUP / 2,
         }
+    }
+
+    /// Bytes of the codes of `groups` groups, in whole quads.
+    #[must_use]
+    pub const fn code_bytes(self, groups: usize) -> usize {
+        groups.div_ceil(QUAD) * self.quad_bytes()
     }
 
     /// Bytes of `groups` groups with their scales and minima.
     #[must_use]
     pub const fn bytes(self, groups: usize) -> usize {
-        groups * (self.group_bytes() + 2 * size_of::<f16>())
+        self.code_bytes(groups) + groups * 2 * size_of::<f16>()
     }
 
-    /// Code `index` of a group.
+    /// Code `index` of group `group` of a quad.
     #[inline(always)]
     #[must_use]
-    pub fn code(self, codes: &[u8], index: usize) -> u8 {
+    pub fn code(self, quad: &[u8], group: usize, index: usize) -> u8 {
         match self {
-            Self::Int8 => codes[index],
-            Self::Int4 => codes[index % 16] >> (index / 16 * 4) & 15,
+            Self::Int8 => quad[QUAD * index + group],
+            Self::Int4 => quad[QUAD * (index % 16) + group] >> (index / 16 * 4) & 15,
         }
     }
 
@@ -66,7 +79,7 @@ impl CodeKind {
     pub fn parts(self, bytes: &[u8], groups: usize) -> Result<Groups<'_>, Error> {
         let (needed, actual) = (self.bytes(groups), bytes.len());
         let bytes = bytes.get(..needed).ok_or(Error::Length { what: "quantised groups", expected: needed, actual })?;
-        let (codes, affine) = bytes.split_at(groups * self.group_bytes());
+        let (codes, affine) = bytes.split_at(self.code_bytes(groups));
         let (scales, mins) = elements::<f16>(affine)?.split_at(groups);
         Ok(Groups { kind: self, codes, scales, mins })
     }
@@ -79,7 +92,7 @@ impl CodeKind {
         let (needed, actual) = (self.bytes(groups), bytes.len());
         let bytes =
             bytes.get_mut(..needed).ok_or(Error::Length { what: "quantised groups", expected: needed, actual })?;
-        let (codes, affine) = bytes.split_at_mut(groups * self.group_bytes());
+        let (codes, affine) = bytes.split_at_mut(self.code_bytes(groups));
         let (scales, mins) = elements_mut::<f16>(affine)?.split_at_mut(groups);
         Ok(GroupsMut { kind: self, codes, scales, mins })
     }
@@ -90,7 +103,8 @@ impl CodeKind {
 pub struct Groups<'a> {
     /// How the codes are stored.
     pub kind: CodeKind,
-    /// The codes, group after group, [`CodeKind::group_bytes`] each.
+    /// The codes, quad after quad, [`CodeKind::quad_bytes`] each. A quad that the groups do not fill has codes of 0 in the
+    /// others.
     pub codes: &'a [u8],
     /// Scales, one a group.
     pub scales: &'a [f16],
@@ -106,37 +120,37 @@ impl defmt::Format for Groups<'_> {
 }
 
 impl Groups<'_> {
-    /// Number `index` of the group whose codes are the `group`-th and whose scale and minimum are the `affine`-th.
+    /// Number `index` of group `group`.
     ///
     /// # Panics
     /// Where there is no such group.
     #[inline(always)]
     #[must_use]
-    pub fn get(&self, group: usize, affine: usize, index: usize) -> f32 {
-        let bytes = self.kind.group_bytes();
-        let code = self.kind.code(&self.codes[group * bytes..(group + 1) * bytes], index);
-        f32::from(code) * self.scales[affine].load() + self.mins[affine].load()
+    pub fn get(&self, group: usize, index: usize) -> f32 {
+        let quad = &self.codes[group / QUAD * self.kind.quad_bytes()..][..self.kind.quad_bytes()];
+        let code = self.kind.code(quad, group % QUAD, index);
+        f32::from(code) * self.scales[group].load() + self.mins[group].load()
     }
 
-    /// Channel `channel` of the key of lane `lane`, where the groups are a key block.
+    /// Channel `channel` of the key of lane `lane`, where the groups are a key block: a group is a channel.
     ///
     /// # Panics
     /// Where there is no such channel or lane.
     #[inline(always)]
     #[must_use]
     pub fn key(&self, channel: usize, lane: usize) -> f32 {
-        self.get(channel, channel, lane)
+        self.get(channel, lane)
     }
 
-    /// Channel `channel` of the value of token `token`, where the groups are a value block.
+    /// Channel `channel` of the value of token `token`, where the groups are a value block: a group is 32 channels of a
+    /// token, the first 32 of all tokens before the next.
     ///
     /// # Panics
     /// Where there is no such channel or token.
     #[inline(always)]
     #[must_use]
     pub fn value(&self, token: usize, channel: usize) -> f32 {
-        let (row, group) = (self.scales.len() / BLOCK, channel / GROUP);
-        self.get(token * row + group, group * BLOCK + token, channel % GROUP)
+        self.get(channel / GROUP * BLOCK + token, channel % GROUP)
     }
 }
 
@@ -149,17 +163,29 @@ pub(crate) struct GroupsMut<'a> {
 }
 
 impl GroupsMut<'_> {
-    /// Stores a group's codes as the `group`-th, its scale and minimum as the `affine`-th.
-    pub(crate) fn put(&mut self, group: usize, affine: usize, numbers: &[f32; GROUP]) {
-        let bytes = self.kind.group_bytes();
-        let codes = &mut self.codes[group * bytes..(group + 1) * bytes];
-        (self.scales[affine], self.mins[affine]) = quantise(self.kind, numbers, codes);
+    /// Stores the groups of quad `quad`, as many as there are of it.
+    pub(crate) fn put(&mut self, quad: usize, numbers: &[[f32; GROUP]; QUAD]) {
+        let first = quad * QUAD;
+        let mut codes = [[0; GROUP]; QUAD];
+        let affine = self.scales[first..].iter_mut().zip(&mut self.mins[first..]);
+        for (((scale, min), numbers), codes) in affine.zip(numbers).zip(&mut codes) {
+            (*scale, *min) = quantise(self.kind, numbers, codes);
+        }
+        let (to, _) = self.codes[quad * self.kind.quad_bytes()..][..self.kind.quad_bytes()].as_chunks_mut::<QUAD>();
+        for (index, to) in to.iter_mut().enumerate() {
+            *to = match self.kind {
+                CodeKind::Int8 => core::array::from_fn(|group| codes[group][index]),
+                CodeKind::Int4 => {
+                    core::array::from_fn(|group| codes[group][index] | codes[group][index + GROUP / 2] << 4)
+                }
+            };
+        }
     }
 }
 
 /// Writes the codes of `numbers` and returns their scale and minimum. A number that is not one makes the minimum one that
 /// is not: it stays visible.
-fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8]) -> (f16, f16) {
+fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> (f16, f16) {
     const LARGEST: f32 = 65504.0;
     const LANES: usize = 8;
     // Lane by lane, so that the loops become vector instructions.
@@ -198,18 +224,8 @@ fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8]) -> (f16, f
         let steps = if steps < levels { steps } else { levels };
         (steps + 8_388_608.0).to_bits() as u8
     };
-    match kind {
-        CodeKind::Int8 => {
-            for (to, &x) in codes.iter_mut().zip(numbers) {
-                *to = code(x);
-            }
-        }
-        CodeKind::Int4 => {
-            let (low, high) = numbers.split_at(GROUP / 2);
-            for ((to, &low), &high) in codes.iter_mut().zip(low).zip(high) {
-                *to = code(low) | code(high) << 4;
-            }
-        }
+    for (to, &x) in codes.iter_mut().zip(numbers) {
+        *to = code(x);
     }
     (scale, min)
 }
@@ -239,16 +255,16 @@ mod tests {
         ) {
             let numbers = numbers.map(|x| if flat { shift } else { (x + shift).clamp(-65504.0, 65504.0) });
             for kind in [CodeKind::Int8, CodeKind::Int4] {
-                let mut memory = vec![0u16; kind.bytes(2) / 2];
+                let mut memory = vec![0u16; kind.bytes(6) / 2];
                 let bytes = bytemuck::cast_slice_mut(&mut memory);
-                kind.parts_mut(bytes, 2).unwrap().put(1, 0, &numbers);
-                let groups = kind.parts(bytes, 2).unwrap();
+                kind.parts_mut(bytes, 6).unwrap().put(1, &[[0.0; 32], numbers, [1.0; 32], [2.0; 32]]);
+                let groups = kind.parts(bytes, 6).unwrap();
                 let (least, most) = numbers.iter().fold((f32::MAX, f32::MIN), |(l, m), &x| (l.min(x), m.max(x)));
                 // Scale and minimum are rounded outwards, by a part in 2048 or the least binary16.
                 let span = f64::from(most) - f64::from(least) + f64::from(least.abs()) / 1024.0 + 6e-8;
                 let step = span * (1.0 + 1.0 / 1024.0) / f64::from(kind.largest()) + 6e-8;
                 for (index, &x) in numbers.iter().enumerate() {
-                    let off = (f64::from(groups.get(1, 0, index)) - f64::from(x)).abs();
+                    let off = (f64::from(groups.get(5, index)) - f64::from(x)).abs();
                     prop_assert!(off <= step / 2.0 + 4e-7 * f64::from(x.abs() + least.abs()), "{x} is off by {off}, step {step}");
                 }
             }
@@ -257,38 +273,51 @@ mod tests {
 
     #[test]
     fn codes_lie_where_they_are_said_to() {
-        let numbers: [f32; 32] = core::array::from_fn(|i| i as f32);
-        let mut memory = [0u16; 10];
+        let rows = |step: usize, levels: f32| -> [[f32; 32]; 4] {
+            core::array::from_fn(|group| core::array::from_fn(|i| ((i / step + group) as f32).min(levels)))
+        };
+        let mut memory = [0u16; 64];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
-        CodeKind::Int4.parts_mut(bytes, 1).unwrap().put(0, 0, &core::array::from_fn(|i| (i % 16) as f32));
-        assert_eq!(bytes[3], 0x33);
-        CodeKind::Int4.parts_mut(bytes, 1).unwrap().put(0, 0, &core::array::from_fn(|i| (i / 2) as f32));
-        assert_eq!(bytes[3], 0x91);
-        let mut memory = [0u16; 18];
+        // Code i of group g is i / 2: from 0 to 15 in every group.
+        CodeKind::Int4.parts_mut(bytes, 4).unwrap().put(0, &rows(2, 100.0));
+        assert_eq!(bytes[4 * 3 + 2], 0x91);
+        let groups = CodeKind::Int4.parts(bytes, 4).unwrap();
+        assert_eq!((groups.key(2, 3), groups.key(2, 19)), (3.0, 11.0));
+        let mut memory = [0u16; 72];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
-        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, 0, &numbers.map(|x| x * 255.0 / 31.0));
-        assert_eq!((bytes[0], bytes[31]), (0, 255));
+        CodeKind::Int8.parts_mut(bytes, 4).unwrap().put(0, &rows(1, 100.0));
+        assert_eq!((bytes[1], bytes[4 * 31 + 3]), (0, 255));
+    }
+
+    #[test]
+    fn values_lie_by_channels_first() {
+        let mut memory = [0u16; CodeKind::Int8.bytes(64) / 2];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        // Tokens 4..8, channels 32..64: groups 36..40.
+        CodeKind::Int8.parts_mut(bytes, 64).unwrap().put(9, &core::array::from_fn(|t| [t as f32; 32]));
+        let groups = CodeKind::Int8.parts(bytes, 64).unwrap();
+        assert_eq!((groups.value(6, 40), groups.value(6, 8)), (2.0, 0.0));
     }
 
     #[test]
     fn what_is_no_number_stays_visible() {
-        let mut numbers = [1.0; 32];
-        numbers[7] = f32::NAN;
-        let mut memory = [0u16; 18];
+        let mut numbers = [[1.0; 32]; 4];
+        numbers[0][7] = f32::NAN;
+        let mut memory = [0u16; 66];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
-        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, 0, &numbers);
+        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, &numbers);
         assert!(CodeKind::Int8.parts(bytes, 1).unwrap().mins[0].is_nan());
         assert!(CodeKind::Int8.parts(bytes, 2).is_err());
     }
 
     #[test]
     fn infinities_are_brought_into_range() {
-        let mut numbers = [0.0; 32];
-        (numbers[0], numbers[1]) = (f32::INFINITY, f32::NEG_INFINITY);
-        let mut memory = [0u16; 18];
+        let mut numbers = [[0.0; 32]; 4];
+        (numbers[0][0], numbers[0][1]) = (f32::INFINITY, f32::NEG_INFINITY);
+        let mut memory = [0u16; 66];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
-        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, 0, &numbers);
+        CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, &numbers);
         let groups = CodeKind::Int8.parts(bytes, 1).unwrap();
-        assert!((groups.get(0, 0, 0) - 65504.0).abs() < 300.0 && (groups.get(0, 0, 1) + 65504.0).abs() < 300.0);
+        assert!((groups.get(0, 0) - 65504.0).abs() < 300.0 && (groups.get(0, 1) + 65504.0).abs() < 300.0);
     }
 }

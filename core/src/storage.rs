@@ -2,9 +2,8 @@
 //!
 //! A block is 32 tokens × the channels they keep. Keys lie channel-major, `[T][32]`, so that the scores of 32 tokens
 //! accumulate lane by lane with no horizontal sum; values lie token-major, `[32][D]`. Quantised, a block is codes, then
-//! the scales of its groups, then their minima, see [`quant`](crate::quant): a group is a channel of a key block, so
-//! group c is channel c; it is 32 channels of a token of a value block, where the codes of group g of token t are the
-//! (t · ⌈D/32⌉ + g)-th and its scale and minimum the (32g + t)-th, so that those of 32 tokens lie side by side.
+//! the scales of its groups, then their minima, see [`quant`](crate::quant): group c of a key block is channel c, and
+//! group 32g + t of a value block is channels 32g.. of token t. The codes of four groups lie interleaved.
 
 use crate::{
     BLOCK, Error,

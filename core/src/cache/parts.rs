@@ -3,7 +3,7 @@
 use super::Rows;
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout,
-    quant::{CodeKind, GROUP},
+    quant::{CodeKind, GROUP, QUAD},
     storage::{Element, Form, elements, elements_mut},
 };
 use core::ops::Range;
@@ -68,8 +68,8 @@ impl<E: Element> Whole<'_, E> {
         block: &mut [u8],
     ) -> Result<(), Error> {
         let mut groups = kind.parts_mut(block, mask.kept())?;
-        // Some channels at a time, token by token as they lie in memory.
-        const STEP: usize = 16;
+        // Four quads of channels at a time, token by token as they lie in memory.
+        const STEP: usize = 4 * QUAD;
         let mut channels = mask.channels();
         let (mut step, mut numbers) = ([0; STEP], [[0.0; GROUP]; STEP]);
         for start in (0..mask.kept()).step_by(STEP) {
@@ -82,8 +82,9 @@ impl<E: Element> Whole<'_, E> {
                     numbers[lane] = self.number(token, channel);
                 }
             }
-            for (group, numbers) in (start..).zip(&numbers[..count]) {
-                groups.put(group, group, numbers);
+            let (quads, _) = numbers.as_chunks::<QUAD>();
+            for (quad, numbers) in quads.iter().take(count.div_ceil(QUAD)).enumerate() {
+                groups.put(start / QUAD + quad, numbers);
             }
         }
         Ok(())
@@ -99,18 +100,19 @@ impl<E: Element> Whole<'_, E> {
     ) -> Result<(), Error> {
         let row = head_dim.div_ceil(GROUP);
         let mut groups = kind.parts_mut(block, BLOCK * row)?;
-        for lane in 0..BLOCK {
-            for group in 0..row {
-                let channels = group * GROUP..head_dim.min((group + 1) * GROUP);
-                let (mut numbers, count) = ([0.0; GROUP], channels.len());
+        for quad in 0..row * BLOCK / QUAD {
+            let (group, start) = (quad * QUAD / BLOCK, quad * QUAD % BLOCK);
+            let channels = group * GROUP..head_dim.min((group + 1) * GROUP);
+            let (mut numbers, count) = ([[0.0; GROUP]; QUAD], channels.len());
+            for (lane, numbers) in (start..).zip(&mut numbers) {
                 if lanes.contains(&lane) {
-                    self.copy(first + lane - lanes.start, channels, &mut numbers);
+                    self.copy(first + lane - lanes.start, channels.clone(), numbers);
                     // A group that the head does not fill repeats its last channel.
                     let last = numbers[count - 1];
                     numbers[count..].fill(last);
                 }
-                groups.put(lane * row + group, group * BLOCK + lane, &numbers);
             }
+            groups.put(quad, &numbers);
         }
         Ok(())
     }

@@ -187,6 +187,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// code · scale + min: the dequantised value of an integer code. [`Portable`] rounds twice, as ggml's C does.
     fn affine(self, code: Self::F32, affine: Affine) -> Self::F32;
 
+    /// The largest lane; of no meaning where one is no number.
+    #[inline(always)]
+    fn largest(self, vector: Self::F32) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(vector, &mut lanes);
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
     /// The sum of the lanes.
     fn sum(self, vector: Self::F32) -> f32;
 
@@ -212,14 +220,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// [`load_i8`](Self::load_i8) for bytes in registers, four a word, the lowest first.
     fn i8_words(self, words: [u32; 4]) -> Self::F32;
 
-    /// Sixteen bytes as floats, 0 to 255.
-    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32;
-
-    /// The sixteen low and the sixteen high halves of `bytes` as floats, 0 to 15.
-    #[inline(always)]
-    fn halves(self, bytes: &[u8; LANES]) -> [Self::F32; 2] {
-        self.nibbles::<0>(bytes, Affine::scale(1.0), Affine::scale(1.0))
-    }
+    /// Bits `SHIFT`.. of sixteen words, little-endian, as far as `MASK` has them, as floats. `MASK` is below 2^24.
+    fn word_codes<const SHIFT: u32, const MASK: u32>(self, words: &[u8; 4 * LANES]) -> Self::F32;
 
     /// Sixteen floats, little-endian.
     fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F32;
@@ -290,19 +292,14 @@ mod tests {
             let words = [words[0], words[1], words[2], words[3]];
             let eight = s.f16x8(words);
             let wide: &[u8; 64] = &[*bytes; 2].concat().try_into().unwrap();
-            let more = [s.i8_words(words), s.load_f32(wide), s.splat_f16(&[bytes[0], bytes[1]]), s.load_u8(half)];
+            let more = [s.i8_words(words), s.load_f32(wide), s.splat_f16(&[bytes[0], bytes[1]]), s.splat(s.largest(a))];
+            let more = more.into_iter().chain([s.word_codes::<16, 255>(wide), s.word_codes::<4, 15>(wide)]);
             let eight = s.load(&[eight; 2].concat().try_into().unwrap());
             let powers = s.load(&std::array::from_fn(|i| 12_582_912.0 + [-127.0, -126.0, 0.0, 1.0, 127.0][i % 5]));
             let part = s.load_part(&floats[0][..5], 1.0);
             let limits = [s.max(a, b), s.min(a, b), s.div(a, b), s.power_of_two(powers), part];
-            let vectors = exact
-                .into_iter()
-                .chain(limits)
-                .chain(more)
-                .chain(s.halves(half))
-                .chain([eight])
-                .chain(s.transpose(rows))
-                .chain(close);
+            let vectors =
+                exact.into_iter().chain(limits).chain(more).chain([eight]).chain(s.transpose(rows)).chain(close);
             vectors
                 .map(|v| {
                     let mut out = [0.0; LANES];

@@ -244,7 +244,8 @@ impl Product<'_> {
                 for r in 0..R {
                     let codes = &x[r].codes[group].as_chunks::<4>().0[step];
                     for v in 0..V {
-                        products[r][v] = bytes.add_products(products[r][v], &columns[vector + v], *codes);
+                        let weights = bytes.load(&columns[vector + v]);
+                        products[r][v] = bytes.add_products(products[r][v], weights, *codes);
                     }
                 }
             }

@@ -57,12 +57,20 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors of sixteen rows of weights in such a tile, at most 2.
     const TILE_VECTORS: usize;
+    /// Whether [`add_products`](Self::add_products) is one instruction.
+    const BYTE_PRODUCTS: bool;
 
     /// The level's vectors of floats.
     fn simd(self) -> Self::Simd;
 
     /// Thirty-two bytes and thirty-two more.
     fn join(self, a: &[u8; 32], b: &[u8; 32]) -> Self::Codes;
+
+    /// Sixty-four bytes.
+    fn load(self, bytes: &[u8; BYTES]) -> Self::Codes;
+
+    /// Low halves, and high halves.
+    fn low_high(self, bytes: &[u8; BYTES]) -> [Self::Codes; 2];
 
     /// Low halves of `a`, high halves of `a`, low halves of `b`, high halves of `b`.
     fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes;
@@ -87,8 +95,8 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// Sixteen zeros.
     fn zero(self) -> Self::I32;
 
-    /// Adds Σ `weights` · x over every four weights, exactly; x is not -128.
-    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32;
+    /// Adds Σ code · x over every four codes, exactly; codes have no sign, x is not -128.
+    fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32;
 
     /// Integers as floats.
     fn floats(self, integers: Self::I32) -> Self::F32;
@@ -148,10 +156,21 @@ impl Bytes for Portable {
 
     const TILE_ROWS: usize = 1;
     const TILE_VECTORS: usize = 1;
+    const BYTE_PRODUCTS: bool = false;
 
     #[inline(always)]
     fn simd(self) -> Self {
         self
+    }
+
+    #[inline(always)]
+    fn load(self, bytes: &[u8; BYTES]) -> Self::Codes {
+        *bytes
+    }
+
+    #[inline(always)]
+    fn low_high(self, bytes: &[u8; BYTES]) -> [Self::Codes; 2] {
+        [bytes.map(|byte| byte & 15), bytes.map(|byte| byte >> 4)]
     }
 
     #[inline(always)]
@@ -244,11 +263,11 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32 {
+    fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32 {
         let mut sums = sums;
-        for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
+        for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
             for i in 0..4 {
-                *sum += i32::from(weights[i]) * i32::from(x[i]);
+                *sum += i32::from(codes[i]) * i32::from(x[i]);
             }
         }
         sums
@@ -302,11 +321,14 @@ mod tests {
             let [six0, six1] = b.six_bits(low, high);
             let five = [b.fifth_bits::<0>(four[0], high), b.fifth_bits::<6>(four[1], high)];
             let vector = b.simd().load(&floats);
-            let products = b.add_products(b.zero(), low, [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
-            let products = b.add_products(products, low, [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
-            let mut stored = [[0; BYTES]; 2];
+            let [halves, more] = b.low_high(low);
+            let products = b.add_products(b.zero(), b.load(low), [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
+            let products = b.add_products(products, b.load(low), [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
+            let mut stored = [[0; BYTES]; 4];
             b.store_unsigned(four[0], 8, &mut stored[0]);
             b.store_unsigned(b.join(first, second), SIGNED, &mut stored[1]);
+            b.store_unsigned(halves, 0, &mut stored[2]);
+            b.store_unsigned(more, 0, &mut stored[3]);
             let stored = stored.as_flattened().as_chunks().0.iter().map(|bytes| b.simd().load_i8(bytes));
             let mut out: Vec<_> = stored.collect();
             out.push(b.floats(products));
@@ -378,8 +400,8 @@ mod tests {
         }
         let x = quarter([127; BYTES]);
         let out = Level::PORTABLE.dispatch_bytes(Everything(&[0x80; 96], &x, [0.0; LANES], [0; 8]));
-        // After eight vectors of bytes and the products of unsigned ones.
-        assert_eq!(out[8], [128.0 * 127.0 * 8.0; LANES]);
-        assert_eq!(out[9], [-128.0 * 127.0 * 4.0; LANES]);
+        // After sixteen vectors of bytes and the products of unsigned ones.
+        assert_eq!(out[16], [128.0 * 127.0 * 8.0; LANES]);
+        assert_eq!(out[17], [-128.0 * 127.0 * 4.0; LANES]);
     }
 }

@@ -90,6 +90,7 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     // Six accumulators of integers and six of floats, two vectors of weights, one broadcast: 15 of 16 registers.
     const TILE_ROWS: usize = 3;
     const TILE_VECTORS: usize = 1;
+    const BYTE_PRODUCTS: bool = VNNI;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
@@ -100,6 +101,26 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     fn join(self, a: &[u8; 32], b: &[u8; 32]) -> Self::Codes {
         // SAFETY: 32 bytes are readable at each; `self` proves AVX2 (so in every method of this impl).
         unsafe { [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn load(self, bytes: &[u8; BYTES]) -> Self::Codes {
+        let p = bytes.as_ptr();
+        // SAFETY: 64 bytes are readable at `p`, 32 of them from p + 32.
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    fn low_high(self, bytes: &[u8; BYTES]) -> [Self::Codes; 2] {
+        let bytes = self.load(bytes);
+        // SAFETY: see `join`.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            [
+                bytes.map(|bytes| _mm256_and_si256(bytes, mask)),
+                bytes.map(|bytes| _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask)),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -206,20 +227,20 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     }
 
     #[inline(always)]
-    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32 {
+    fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32 {
         let mut out = sums;
         for half in 0..2 {
-            // SAFETY: 64 bytes are readable there, half of them from the middle; with `VNNI`, `self` proves AVX-VNNI.
+            let codes = codes[half];
+            // SAFETY: see `join`; with `VNNI`, `self` proves AVX-VNNI.
             unsafe {
                 let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)));
-                let weights = _mm256_loadu_si256(weights.as_ptr().add(32 * half).cast());
                 out[half] = if VNNI {
-                    _mm256_dpbusd_avx_epi32(sums[half], weights, x)
+                    _mm256_dpbusd_avx_epi32(sums[half], codes, x)
                 } else {
-                    // Every other weight at a time: the sum of two products would saturate.
+                    // Every other code at a time: the sum of two products would saturate.
                     let (ones, even) = (_mm256_set1_epi16(1), _mm256_set1_epi16(0xFF));
-                    let evens = _mm256_maddubs_epi16(_mm256_and_si256(even, weights), x);
-                    let odds = _mm256_maddubs_epi16(_mm256_andnot_si256(even, weights), x);
+                    let evens = _mm256_maddubs_epi16(_mm256_and_si256(even, codes), x);
+                    let odds = _mm256_maddubs_epi16(_mm256_andnot_si256(even, codes), x);
                     let sum = _mm256_add_epi32(_mm256_madd_epi16(evens, ones), _mm256_madd_epi16(odds, ones));
                     _mm256_add_epi32(sums[half], sum)
                 };
@@ -299,6 +320,7 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     // Twelve accumulators of integers and twelve of floats, two vectors of weights, scales: 32 registers.
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 2;
+    const BYTE_PRODUCTS: bool = VNNI;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -312,6 +334,22 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
         unsafe {
             let first = _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast()));
             _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(b.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn load(self, bytes: &[u8; BYTES]) -> Self::Codes {
+        // SAFETY: 64 bytes are readable there.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn low_high(self, bytes: &[u8; BYTES]) -> [Self::Codes; 2] {
+        let bytes = self.load(bytes);
+        // SAFETY: see `join`.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
         }
     }
 
@@ -407,18 +445,17 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32 {
-        // SAFETY: 64 bytes are readable there; with `VNNI`, `self` proves AVX512-VNNI.
+    fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32 {
+        // SAFETY: see `join`; with `VNNI`, `self` proves AVX512-VNNI.
         unsafe {
             let x = _mm512_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)));
-            let weights = _mm512_loadu_si512(weights.as_ptr().cast());
             if VNNI {
-                return _mm512_dpbusd_epi32(sums, weights, x);
+                return _mm512_dpbusd_epi32(sums, codes, x);
             }
-            // Every other weight at a time: the sum of two products would saturate.
+            // Every other code at a time: the sum of two products would saturate.
             let (ones, even) = (_mm512_set1_epi16(1), _mm512_set1_epi16(0xFF));
-            let evens = _mm512_maddubs_epi16(_mm512_and_si512(even, weights), x);
-            let odds = _mm512_maddubs_epi16(_mm512_andnot_si512(even, weights), x);
+            let evens = _mm512_maddubs_epi16(_mm512_and_si512(even, codes), x);
+            let odds = _mm512_maddubs_epi16(_mm512_andnot_si512(even, codes), x);
             let sum = _mm512_add_epi32(_mm512_madd_epi16(evens, ones), _mm512_madd_epi16(odds, ones));
             _mm512_add_epi32(sums, sum)
         }

@@ -105,8 +105,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32 {
-        bytes.map(f32::from)
+    fn word_codes<const SHIFT: u32, const MASK: u32>(self, words: &[u8; 4 * LANES]) -> Self::F32 {
+        let (words, _) = words.as_chunks();
+        // By way of a signed integer: what a vector unit converts.
+        std::array::from_fn(|i| (u32::from_le_bytes(words[i]) >> SHIFT & MASK).cast_signed() as f32)
     }
 
     #[inline(always)]

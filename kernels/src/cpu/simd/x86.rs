@@ -173,14 +173,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32 {
-        let p = bytes.as_ptr();
-        // SAFETY: sixteen bytes are readable at `p`, eight of them from p + 8.
+    fn word_codes<const SHIFT: u32, const MASK: u32>(self, words: &[u8; 4 * LANES]) -> Self::F32 {
+        let p = words.as_ptr();
+        // SAFETY: 64 bytes are readable at `p`, 32 of them from p + 32; x86 is little-endian.
         unsafe {
-            [
-                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
-                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))),
-            ]
+            let (shift, mask) = (_mm_cvtsi32_si128(SHIFT as i32), _mm256_set1_epi32(MASK as i32));
+            let code = |words| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(words, shift), mask));
+            [code(_mm256_loadu_si256(p.cast())), code(_mm256_loadu_si256(p.add(32).cast()))]
         }
     }
 
@@ -399,9 +398,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_u8(self, bytes: &[u8; LANES]) -> Self::F32 {
-        // SAFETY: sixteen bytes are readable there.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    fn word_codes<const SHIFT: u32, const MASK: u32>(self, words: &[u8; 4 * LANES]) -> Self::F32 {
+        // SAFETY: 64 bytes are readable there; x86 is little-endian.
+        unsafe {
+            let words = _mm512_srli_epi32::<SHIFT>(_mm512_loadu_si512(words.as_ptr().cast()));
+            _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(MASK as i32)))
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self, vector: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_reduce_max_ps(vector) }
     }
 
     #[inline(always)]
