@@ -459,11 +459,11 @@ mod tests {
     }
 
     /// How far a level may be off in a sum of `count` products: rounding of sums of numbers up to 1, or of codes up to the
-    /// largest, whose factors may be integers of 15 bits.
+    /// largest, whose factors may be integers of 16 bits.
     fn tolerance(kind: StorageKind, count: usize) -> f32 {
         match kind.form() {
             Form::Float(_) => 1e-4,
-            Form::Codes(kind) => (2e-4 + count as f32 / 32_512.0) * f32::from(CodeKind::largest(kind)),
+            Form::Codes(kind) => (2e-4 + count as f32 / 65_024.0) * f32::from(CodeKind::largest(kind)),
         }
     }
 

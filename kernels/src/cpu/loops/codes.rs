@@ -5,9 +5,9 @@
 //! goes into its weight. So both loops are the same: up to 32 *factors* a query head (of channels, or of tokens), each
 //! multiplied by 32 codes.
 //!
-//! Where bytes can be multiplied and summed by one instruction, the factors become integers of 15 bits, in two bytes:
+//! Where bytes can be multiplied and summed by one instruction, the factors become integers of 16 bits, in two bytes:
 //! four codes and four factors are one product of words, and nothing is converted but the sums. The factors of a step
-//! share a scale, so one is off by at most a part in 32,512 of the largest: far less than half a step of an 8-bit code.
+//! share a scale, so one is off by at most a part in 65,024 of the largest: far less than half a step of an 8-bit code.
 
 use super::{Ahead, HEADS, LANES, Simd, per_heads, store};
 use crate::cpu::simd::bytes::{ByteKernel, Bytes};
@@ -41,70 +41,52 @@ fn widen<S: Simd>(simd: S, halves: &[f16]) -> [f32; STEP] {
 
 /// Factors of a step as they meet the codes, for `N` heads.
 struct Factors<const N: usize> {
-    /// Times the scales of the codes; times 1 / `units` where they are integers.
+    /// Where they stay floats.
     floats: [[f32; STEP]; N],
-    /// Four a word, the upper eight of fifteen bits.
-    high: [[[i8; QUAD]; STEP / QUAD]; N],
-    /// The lower seven, -64 to 63.
-    low: [[[i8; QUAD]; STEP / QUAD]; N],
+    /// Where they become integers: upper and lower bytes, four factors a word.
+    bytes: [[[i8; STEP]; 2]; N],
     /// What an integer is worth.
-    units: [f32; N],
+    unit: f32,
     /// Σ factor · minimum.
     offsets: [f32; N],
 }
 
 impl<const N: usize> Factors<N> {
-    /// `factors` times `scales`, the offsets by `mins`; factors that are not there are zeros.
+    /// `factors` times `scales`, the offsets by `mins`.
     #[inline(always)]
-    fn new<B: Bytes>(bytes: B, factors: [&[f32]; N], scales: &[f32; STEP], mins: &[f32; STEP]) -> Self {
+    fn new<B: Bytes>(bytes: B, factors: [&[f32; STEP]; N], scales: &[f32; STEP], mins: &[f32; STEP]) -> Self {
         let simd = bytes.simd();
-        let mut all = Self {
-            floats: [[0.0; STEP]; N],
-            high: [[[0; QUAD]; STEP / QUAD]; N],
-            low: [[[0; QUAD]; STEP / QUAD]; N],
-            units: [0.0; N],
-            offsets: [0.0; N],
-        };
-        let (scales, _) = scales.as_chunks();
-        let (mins, _) = mins.as_chunks();
+        let mut all = Self { floats: [[0.0; STEP]; N], bytes: [[[0; STEP]; 2]; N], unit: 0.0, offsets: [0.0; N] };
+        let ((scales, _), (mins, _)) = (scales.as_chunks(), mins.as_chunks());
+        let (mut least, mut most) = (simd.splat(0.0), simd.splat(0.0));
+        let mut scaled = [[simd.splat(0.0); STEP / LANES]; N];
         for n in 0..N {
-            let mut padded = [0.0; STEP];
-            let factors = match factors[n].first_chunk() {
-                Some(factors) => factors,
-                None => {
-                    padded[..factors[n].len()].copy_from_slice(factors[n]);
-                    &padded
-                }
-            };
-            let (factors, _) = factors.as_chunks::<LANES>();
+            let (factors, _) = factors[n].as_chunks();
             let mut offset = simd.splat(0.0);
-            let mut largest = simd.splat(0.0);
-            let mut scaled = [simd.splat(0.0); STEP / LANES];
             for v in 0..STEP / LANES {
                 let factor = simd.load(&factors[v]);
                 offset = simd.fma(factor, simd.load(&mins[v]), offset);
-                scaled[v] = simd.mul(factor, simd.load(&scales[v]));
-                largest = simd.max(largest, simd.max(scaled[v], simd.mul(scaled[v], simd.splat(-1.0))));
+                scaled[n][v] = simd.mul(factor, simd.load(&scales[v]));
+                (least, most) = (simd.min(scaled[n][v], least), simd.max(scaled[n][v], most));
             }
             all.offsets[n] = simd.sum(offset);
-            if B::BYTE_PRODUCTS {
-                all.units[n] = simd.largest(largest) / INTEGERS;
-                let inverse = simd.splat(if all.units[n] > 0.0 { 1.0 / all.units[n] } else { 0.0 });
+        }
+        if B::BYTE_PRODUCTS {
+            let largest = simd.largest(simd.max(most, simd.mul(least, simd.splat(-1.0))));
+            all.unit = largest / INTEGERS;
+            let inverse = simd.splat(if all.unit > 0.0 { INTEGERS / largest } else { 0.0 });
+            for n in 0..N {
+                let [high, low] = &mut all.bytes[n];
+                let ((high, _), (low, _)) = (high.as_chunks_mut(), low.as_chunks_mut());
                 for v in 0..STEP / LANES {
-                    scaled[v] = simd.mul(scaled[v], inverse);
+                    bytes.split(simd.mul(scaled[n][v], inverse), &mut high[v], &mut low[v]);
                 }
             }
-            let (floats, _) = all.floats[n].as_chunks_mut::<LANES>();
-            for v in 0..STEP / LANES {
-                simd.store(scaled[v], &mut floats[v]);
-            }
-            if B::BYTE_PRODUCTS {
-                let (high, low) = (all.high[n].as_flattened_mut(), all.low[n].as_flattened_mut());
-                for ((&x, high), low) in all.floats[n].iter().zip(high).zip(low) {
-                    let integer = (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
-                    let upper = (integer + 64) >> 7;
-                    *high = upper as i8;
-                    *low = (integer - (upper << 7)) as i8;
+        } else {
+            for n in 0..N {
+                let (floats, _) = all.floats[n].as_chunks_mut();
+                for v in 0..STEP / LANES {
+                    simd.store(scaled[n][v], &mut floats[v]);
                 }
             }
         }
@@ -123,9 +105,12 @@ impl<const N: usize> Factors<N> {
     ) -> [[B::F32; V]; N] {
         let simd = bytes.simd();
         let mut out = [[simd.splat(0.0); V]; N];
+        // The loop is not to be unrolled: factors are to stay in memory, from where a word is broadcast as it is loaded.
+        let quads = (codes.len() / kind.quad_bytes()).min(STEP / QUAD);
         if B::BYTE_PRODUCTS {
-            let (mut high, mut low) = ([[bytes.zero(); V]; N], [[bytes.zero(); V]; N]);
-            for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).take(STEP / QUAD).enumerate() {
+            let words = self.bytes.each_ref().map(|bytes| bytes.each_ref().map(|bytes| bytes.as_chunks::<QUAD>().0));
+            let mut sums = [[[bytes.zero(); V]; 2]; N];
+            for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).enumerate().take(quads) {
                 ahead.fetch(simd);
                 let (codes, _) = codes.as_chunks();
                 let both = match (kind, codes) {
@@ -134,24 +119,27 @@ impl<const N: usize> Factors<N> {
                     _ => return out,
                 };
                 for n in 0..N {
-                    for v in 0..V {
-                        high[n][v] = bytes.add_products(high[n][v], both[first + v], self.high[n][quad]);
-                        low[n][v] = bytes.add_products(low[n][v], both[first + v], self.low[n][quad]);
+                    for half in 0..2 {
+                        let word = words[n][half][quad];
+                        for v in 0..V {
+                            sums[n][half][v] = bytes.add_products(sums[n][half][v], both[first + v], word);
+                        }
                     }
                 }
             }
+            let unit = simd.splat(self.unit);
             for n in 0..N {
-                let (unit, offset) = (simd.splat(self.units[n]), simd.splat(self.offsets[n]));
+                let [high, low] = sums[n];
                 for v in 0..V {
-                    let sum = simd.fma(bytes.floats(high[n][v]), simd.splat(128.0), bytes.floats(low[n][v]));
-                    out[n][v] = simd.fma(sum, unit, offset);
+                    let sum = simd.fma(bytes.floats(high[v]), simd.splat(256.0), bytes.floats(low[v]));
+                    out[n][v] = simd.fma(sum, unit, simd.splat(self.offsets[n]));
                 }
             }
         } else {
             for n in 0..N {
                 out[n] = [simd.splat(self.offsets[n]); V];
             }
-            for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).take(STEP / QUAD).enumerate() {
+            for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).enumerate().take(quads) {
                 ahead.fetch(simd);
                 let (words, _) = codes.as_chunks();
                 macro_rules! groups {
@@ -206,10 +194,20 @@ impl<const N: usize> Factors<N> {
 }
 
 /// The largest integer of a factor: 127 in its upper byte, nothing in the lower one.
-const INTEGERS: f32 = 127.0 * 128.0;
+const INTEGERS: f32 = 127.0 * 256.0;
 
-/// Adding 1.5 · 2^23 rounds to an integer, in the low bits.
-const ROUND: f32 = 12_582_912.0;
+/// The first 32 numbers of each slice, or all and zeros, those in `padded`.
+#[inline(always)]
+fn whole_steps<'a, const N: usize>(numbers: [&'a [f32]; N], padded: &'a mut [[f32; STEP]; N]) -> [&'a [f32; STEP]; N] {
+    for (padded, numbers) in padded.iter_mut().zip(numbers) {
+        if numbers.len() < STEP {
+            padded[..numbers.len()].copy_from_slice(numbers);
+            padded[numbers.len()..].fill(0.0);
+        }
+    }
+    let padded = &*padded;
+    std::array::from_fn(|n| numbers[n].first_chunk().unwrap_or(&padded[n]))
+}
 
 pub(super) struct KeyScores<'a> {
     pub(super) keys: Groups<'a>,
@@ -240,6 +238,8 @@ impl KeyScores<'_> {
         for (step, (scales, mins)) in steps.enumerate() {
             let queries: [&[f32]; N] =
                 std::array::from_fn(|n| &self.queries[(head + n) * channels + step * STEP..][..scales.len()]);
+            let mut padded = [[0.0; STEP]; N];
+            let queries = whole_steps(queries, &mut padded);
             let factors = Factors::new(bytes, queries, &widen(simd, scales), &widen(simd, mins));
             let codes = &self.keys.codes[kind.code_bytes(step * STEP)..];
             factors.all_products(bytes, kind, codes, &mut ahead, |n, lane, sum| {
@@ -280,12 +280,17 @@ impl MixValues<'_> {
     fn heads<B: Bytes, const N: usize>(&mut self, bytes: B, kind: CodeKind, head: usize) {
         let simd = bytes.simd();
         let all = self.lanes == (0..BLOCK);
-        // Weights of tokens that are not to be read are zero.
-        let mut weights = [[0.0f32; BLOCK]; N];
-        for (n, weights) in weights.iter_mut().enumerate() {
-            let from = &self.weights[(head + n) * self.weight_stride..][self.lanes.clone()];
-            weights[self.lanes.clone()].copy_from_slice(from);
-        }
+        let rows: [&[f32]; N] = std::array::from_fn(|n| &self.weights[(head + n) * self.weight_stride..]);
+        let mut padded = [[0.0; STEP]; N];
+        let weights = if all {
+            whole_steps(rows, &mut padded)
+        } else {
+            // Weights of tokens that are not to be read are zero.
+            for (padded, row) in padded.iter_mut().zip(rows) {
+                padded[self.lanes.clone()].copy_from_slice(&row[self.lanes.clone()]);
+            }
+            padded.each_ref()
+        };
         let mut ahead = fetch_once(head, self.ahead, kind);
         for group in 0..self.head_dim.div_ceil(GROUP) {
             let affine = group * BLOCK..(group + 1) * BLOCK;
@@ -298,7 +303,7 @@ impl MixValues<'_> {
                     affine[self.lanes.end..].fill(0.0);
                 }
             }
-            let factors = Factors::new(bytes, weights.each_ref().map(|weights| &weights[..]), &scales, &mins);
+            let factors = Factors::new(bytes, weights, &scales, &mins);
             let codes = &self.values.codes[kind.code_bytes(affine.start)..];
             factors.all_products(bytes, kind, codes, &mut ahead, |n, lane, sum| {
                 let channel = group * GROUP + lane;

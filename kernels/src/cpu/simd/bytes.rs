@@ -101,6 +101,20 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// Integers as floats.
     fn floats(self, integers: Self::I32) -> Self::F32;
 
+    /// Rounds to integers, 256 · `high` + `low`; they are between -32,640 and 32,512.
+    #[inline(always)]
+    fn split(self, vector: Self::F32, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        // Adding 1.5 · 2^23 rounds to an integer, in the low bits.
+        let simd = self.simd();
+        let mut lanes = [0.0; LANES];
+        simd.store(simd.add(vector, simd.splat(12_582_912.0)), &mut lanes);
+        for i in 0..LANES {
+            let bits = lanes[i].to_bits();
+            low[i] = (bits as u8).cast_signed();
+            high[i] = ((bits + 128 >> 8) as u8).cast_signed();
+        }
+    }
+
     /// Eight pairs of binary16, the low half of a word first: firsts to lanes 0..8, seconds to lanes 8..16.
     fn halves(self, words: [u32; 8]) -> Self::F32;
 
@@ -336,6 +350,10 @@ mod tests {
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }
+            let mut split = [[0; LANES]; 2];
+            let [high, low] = &mut split;
+            b.split(b.simd().mul(vector, b.simd().splat(325.0)), high, low);
+            out.extend(split.map(|bytes| b.simd().load_i8(&bytes.map(i8::cast_unsigned))));
             out.extend([b.halves(words), b.upper(vector)]);
             out.extend([
                 b.spread8::<0>(vector),

@@ -6,9 +6,9 @@
 //! No intrinsic is called in a closure that an iterator or array adaptor runs: those are compiled without the level's
 //! instructions, ten times as slow.
 
-use super::Simd;
 use super::bytes::{BYTES, ByteKernel, Bytes, Quarter, SIGNED, offset_shift};
 use super::x86::{Avx2, Avx512};
+use super::{LANES, Simd};
 use std::arch::x86_64::*;
 
 /// AVX2, where `VNNI` with the dot products of 256 bits. A value proves that the machine has them.
@@ -465,6 +465,17 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     fn floats(self, integers: Self::I32) -> Self::F32 {
         // SAFETY: see `join`.
         unsafe { _mm512_cvtepi32_ps(integers) }
+    }
+
+    #[inline(always)]
+    fn split(self, vector: Self::F32, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
+        // SAFETY: see `join`; sixteen bytes are writable at each.
+        unsafe {
+            let integers = _mm512_cvtps_epi32(vector);
+            let upper = _mm512_srai_epi32::<8>(_mm512_add_epi32(integers, _mm512_set1_epi32(128)));
+            _mm_storeu_si128(high.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(upper));
+            _mm_storeu_si128(low.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(integers));
+        }
     }
 
     #[inline(always)]
