@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`shape`] | λ in per mille, channels kept, head shapes fixed at compile time |
 //! | [`channel`] | score, fixed-capacity top-T, masks |
+//! | [`mass`] | the attention that the last queries pay to each token |
 //! | [`storage`] | element kinds and the bytes of a 32-token block |
 //! | [`quant`] | groups of 32 numbers as 8- or 4-bit codes |
 //! | [`layout`] | where every byte of one head's cache lies |
@@ -37,6 +38,7 @@ pub mod channel;
 pub mod error;
 pub mod fixed;
 pub mod layout;
+pub mod mass;
 pub mod plan;
 pub mod quant;
 pub mod shape;
@@ -49,6 +51,7 @@ pub use cache::{HeadMut, HeadRef, Rows};
 pub use channel::mask::ChannelMask;
 pub use error::Error;
 pub use layout::HeadLayout;
+pub use mass::{QueryWindow, TokenRows};
 pub use plan::{CacheBytes, CachePlan};
 pub use shape::{BLOCK, Head, HeadShape, Lambda, MAX_GROUP, MAX_HEAD_DIM};
 pub use span::{Admission, Span};

@@ -1,5 +1,6 @@
 //! Which key channels to keep: score them, take the T best, remember them as a mask.
 
+pub mod compensate;
 pub mod mask;
 pub mod score;
 pub mod select;
