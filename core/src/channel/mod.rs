@@ -1,6 +1,7 @@
 //! Which key channels to keep: score them, take the T best, remember them as a mask.
 
 pub mod compensate;
+pub mod lowrank;
 pub mod mask;
 pub mod score;
 pub mod select;
