@@ -6,7 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`shape`] | λ in per mille, channels kept, head shapes fixed at compile time |
-//! | [`channel`] | score, fixed-capacity top-T, masks |
+//! | [`channel`] | scores, fixed-capacity top-T, masks, budgets, corrections |
 //! | [`mass`] | the attention that the last queries pay to each token |
 //! | [`storage`] | element kinds and the bytes of a 32-token block |
 //! | [`quant`] | groups of 32 numbers as 8- or 4-bit codes |
@@ -31,6 +31,7 @@
 extern crate std;
 
 mod log;
+mod rank;
 
 pub mod attend;
 pub mod cache;

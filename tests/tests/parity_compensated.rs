@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use thinkey_core::{
     ChannelMask, Plain, QueryWindow, TokenRows,
     channel::{
+        adaptive::{self, Grid, MIN_KEPT},
         compensate::{self, Correction, SINKS},
+        lowrank::Projection,
         score, select,
     },
     mass,
@@ -180,4 +182,66 @@ fn moments_corrections_and_attention_equal_the_recordings() {
     for (what, limit) in [("M", 1e-5), ("m", 1e-5), ("C", 1e-4), ("R", 1e-2), ("attention", 1e-4)] {
         assert!(worst.0[what] <= limit, "{what}: off by {}", worst.0[what]);
     }
+}
+
+/// The budget was spread over all heads of the model; over those recorded it must be spread in the same way, given what
+/// they got together.
+#[test]
+fn the_budget_is_spread_as_recorded() {
+    for recording in Recording::all() {
+        if !recording.has("T.compensated.0.5") {
+            continue;
+        }
+        let layers = recording.layers();
+        let (mut scores, mut d) = (Vec::new(), 0);
+        for &index in &layers {
+            let layer = Layer::of(&recording, index);
+            d = layer.head_dim();
+            (0..layer.keys.shape[0]).for_each(|head| scores.extend(statistics(&layer, head).budget_scores));
+        }
+        for lambda in ["0.5", "0.6", "0.7"] {
+            let table = recording.integers(&format!("T.compensated.{lambda}"));
+            let theirs: Vec<u16> = layers.iter().flat_map(|&layer| table.part(layer)).map(|&t| t as u16).collect();
+            let channels = theirs.iter().map(|&t| usize::from(t)).sum();
+            let grid = Grid { head_dim: d, minimum: MIN_KEPT, multiple: 1 };
+            let mut ours = vec![0; theirs.len()];
+            adaptive::spread(&scores, grid, channels, &mut ours).unwrap();
+            assert_eq!(ours, theirs, "λ = {lambda}");
+        }
+    }
+}
+
+/// How far the attention logits of the window's queries are off, root mean square under the weights: low-rank keys
+/// against as many channels, corrected.
+#[test]
+fn low_rank_keys_are_nearer_in_mean_square() {
+    let recording = &Recording::all()[0];
+    let index = recording.layers()[0];
+    let layer = Layer::of(recording, index);
+    let d = layer.head_dim();
+    let ours = statistics(&layer, 0);
+    let kept = d / 2;
+    let mask = select::select(&ours.scores, kept).unwrap();
+    let (mut scratch, mut memory) = (vec![0.0; Correction::scratch_len(kept)], vec![0.0; Correction::len(d, kept)]);
+    let correction = Correction::solve(&ours.mean, &ours.covariance, &mask, &mut scratch, &mut memory).unwrap();
+    let (mut scratch, mut memory) = (vec![0.0; Projection::scratch_len(d)], vec![0.0; Projection::len(d, kept)]);
+    let projection = Projection::solve(&ours.mean, &ours.covariance, kept, &mut scratch, &mut memory).unwrap();
+    // Unit queries ask for each channel of the keys.
+    let (mut by_channels, mut by_rank) = (0.0, 0.0);
+    for channel in 0..d {
+        let mut unit = vec![0.0; d];
+        unit[channel] = 1.0;
+        let (mut corrected, mut projected, mut thin) = (vec![0.0; kept], vec![0.0; kept], vec![0.0; kept]);
+        let added =
+            [correction.correct(&unit, &mut corrected).unwrap(), projection.project(&unit, &mut projected).unwrap()];
+        for key in layer.rows(0).rows() {
+            let sum = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+            mask.gather(key, &mut thin);
+            by_channels += f64::from(sum(&corrected, &thin) + added[0] - key[channel]).powi(2);
+            projection.store(key, &mut thin).unwrap();
+            by_rank += f64::from(sum(&projected, &thin) + added[1] - key[channel]).powi(2);
+        }
+    }
+    println!("squares left: {by_channels} with channels, {by_rank} with directions");
+    assert!(by_rank < by_channels);
 }

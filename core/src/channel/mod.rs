@@ -1,6 +1,8 @@
 //! Which key channels to keep: score them, take the T best, remember them as a mask.
 
+pub mod adaptive;
 pub mod compensate;
+pub mod dynamic;
 pub mod lowrank;
 pub mod mask;
 pub mod score;
