@@ -16,6 +16,7 @@
 //! | [`attend`](mod@attend) | two-region decode attention with one softmax |
 //! | [`plan`] | byte-exact size of a whole model's cache |
 //! | [`fixed`] | a head's cache on a fixed-size arena |
+//! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
 //!
 //! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
@@ -45,6 +46,7 @@ pub mod quant;
 pub mod shape;
 pub mod span;
 pub mod storage;
+pub mod token;
 pub mod wire;
 
 pub use attend::{Loops, Partial, Plain};
