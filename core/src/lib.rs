@@ -17,6 +17,7 @@
 //! | [`plan`] | byte-exact size of a whole model's cache |
 //! | [`fixed`] | a head's cache on a fixed-size arena |
 //! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
+//! | [`policy`] | what a cache does, as one value, one line or a file |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
 //!
 //! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
@@ -42,6 +43,7 @@ pub mod fixed;
 pub mod layout;
 pub mod mass;
 pub mod plan;
+pub mod policy;
 pub mod quant;
 pub mod shape;
 pub mod span;
