@@ -5,5 +5,7 @@ pub mod compensate;
 pub mod dynamic;
 pub mod lowrank;
 pub mod mask;
+pub mod norm;
+pub mod random;
 pub mod score;
 pub mod select;
