@@ -9,3 +9,4 @@ pub mod norm;
 pub mod random;
 pub mod score;
 pub mod select;
+pub mod threshold;
