@@ -18,6 +18,7 @@
 //! | [`fixed`] | a head's cache on a fixed-size arena |
 //! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
 //! | [`policy`] | what a cache does, as one value, one line or a file |
+//! | [`value`] | which value channels to keep |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
 //!
 //! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
@@ -49,6 +50,7 @@ pub mod shape;
 pub mod span;
 pub mod storage;
 pub mod token;
+pub mod value;
 pub mod wire;
 
 pub use attend::{Loops, Partial, Plain};
