@@ -60,6 +60,7 @@ pub use error::Error;
 pub use layout::HeadLayout;
 pub use mass::{QueryWindow, TokenRows};
 pub use plan::{CacheBytes, CachePlan};
+pub use policy::Policy;
 pub use shape::{BLOCK, Head, HeadShape, Lambda, MAX_GROUP, MAX_HEAD_DIM};
 pub use span::{Admission, Span};
 pub use storage::StorageKind;
