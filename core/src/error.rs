@@ -61,6 +61,11 @@ pub enum Error {
         /// The first such channel.
         channel: usize,
     },
+    /// The score of a token is not a number, or is negative where it cannot be.
+    TokenScore {
+        /// The first such token.
+        token: usize,
+    },
     /// Tokens are to be thinned, but no mask has been chosen.
     NoMask,
     /// A frame is damaged, cut off or followed by other bytes.
@@ -101,6 +106,9 @@ impl fmt::Display for Error {
             Self::Index { what, index, limit } => write!(f, "{what} {index} is not below {limit}"),
             Self::NotANumber { channel } => {
                 write!(f, "the score of channel {channel} is not a number: the model's keys or queries overflowed")
+            }
+            Self::TokenScore { token } => {
+                write!(f, "the score of token {token} is no number that can be ranked: attention overflowed")
             }
             Self::NoMask => write!(f, "tokens are to be thinned, but no channel mask has been chosen"),
             Self::Frame => write!(f, "the frame is damaged, cut off or followed by other bytes"),

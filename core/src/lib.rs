@@ -6,7 +6,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`shape`] | λ in per mille, channels kept, head shapes fixed at compile time |
-//! | [`channel`] | score, fixed-capacity top-T, masks |
+//! | [`channel`] | scores, fixed-capacity top-T, masks, budgets, corrections |
+//! | [`mass`] | the attention that the last queries pay to each token |
 //! | [`storage`] | element kinds and the bytes of a 32-token block |
 //! | [`quant`] | groups of 32 numbers as 8- or 4-bit codes |
 //! | [`layout`] | where every byte of one head's cache lies |
@@ -15,6 +16,9 @@
 //! | [`attend`](mod@attend) | two-region decode attention with one softmax |
 //! | [`plan`] | byte-exact size of a whole model's cache |
 //! | [`fixed`] | a head's cache on a fixed-size arena |
+//! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
+//! | [`policy`] | what a cache does, as one value, one line or a file |
+//! | [`value`] | which value channels to keep |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
 //!
 //! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
@@ -30,6 +34,7 @@
 extern crate std;
 
 mod log;
+mod rank;
 
 pub mod attend;
 pub mod cache;
@@ -37,11 +42,15 @@ pub mod channel;
 pub mod error;
 pub mod fixed;
 pub mod layout;
+pub mod mass;
 pub mod plan;
+pub mod policy;
 pub mod quant;
 pub mod shape;
 pub mod span;
 pub mod storage;
+pub mod token;
+pub mod value;
 pub mod wire;
 
 pub use attend::{Loops, Partial, Plain};
@@ -49,7 +58,9 @@ pub use cache::{HeadMut, HeadRef, Rows};
 pub use channel::mask::ChannelMask;
 pub use error::Error;
 pub use layout::HeadLayout;
+pub use mass::{QueryWindow, TokenRows};
 pub use plan::{CacheBytes, CachePlan};
+pub use policy::Policy;
 pub use shape::{BLOCK, Head, HeadShape, Lambda, MAX_GROUP, MAX_HEAD_DIM};
 pub use span::{Admission, Span};
 pub use storage::StorageKind;

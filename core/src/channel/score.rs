@@ -16,7 +16,18 @@ use crate::{BLOCK, Error, error::check_len};
 /// [`Error::Length`] where `data` is shorter than the last row's end or rows overlap, [`Error::HeadDim`] where D is
 /// zero or too large.
 pub fn add_energy(data: &[f32], rows: usize, stride: usize, energy: &mut [f32]) -> Result<(), Error> {
-    let head_dim = energy.len();
+    add_rows(data, rows, stride, energy, |x| x * x)
+}
+
+/// [`add_energy`] of `what` instead of the square.
+pub(super) fn add_rows(
+    data: &[f32],
+    rows: usize,
+    stride: usize,
+    sums: &mut [f32],
+    what: impl Fn(f32) -> f32,
+) -> Result<(), Error> {
+    let head_dim = sums.len();
     if head_dim == 0 || head_dim > crate::MAX_HEAD_DIM {
         return Err(Error::HeadDim { head_dim });
     }
@@ -34,10 +45,10 @@ pub fn add_energy(data: &[f32], rows: usize, stride: usize, energy: &mut [f32]) 
         for row in first..rows.min(first + BLOCK) {
             let row = &data[row * stride..][..head_dim];
             for (sum, &x) in partial.iter_mut().zip(row) {
-                *sum += x * x;
+                *sum += what(x);
             }
         }
-        for (sum, &part) in energy.iter_mut().zip(partial.iter()) {
+        for (sum, &part) in sums.iter_mut().zip(partial.iter()) {
             *sum += part;
         }
     }

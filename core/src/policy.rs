@@ -1,0 +1,474 @@
+//! What a cache does, as one value: which tokens and channels are kept, by what score, how queries are corrected, and how
+//! keys and values are stored.
+//!
+//! The slots of a [`Policy`] work in this order, each on what the one before has left: **evict** tokens → **score**
+//! channels → **choose** how many and which → **correct** queries for those dropped → **quantise** what is stored. Token
+//! eviction comes first, so that what is gone is not scored; correction comes before quantisation, from whole keys, so
+//! that it does not learn rounding.
+//!
+//! A policy is written in one line, or as a table of a TOML or JSON file (λ and other shares in per mille there). The
+//! line is a list of `slot=value`, separated by commas; a preset may come first, and every slot that is not named is the
+//! preset's, or that of `full`. Spaces around items do not count.
+//!
+//! ```text
+//! tokens      = all | window(sinks,window) | snapkv(capacity,window,kernel,avg|max) | h2o(capacity,recent)
+//! score       = query | sample(tokens) | sketch(rows) | l1 | l2 | random(seed)
+//! choice      = whole | top(λ) | threshold(energy) | adaptive(λ,minimum) | calibrated(λ,multiple) | dynamic(least,most)
+//! fix         = none | compensated | lowrank
+//! thin-values = whole | query(λ) | l2(λ)
+//! keys, values = f32 | f16 | bf16 | int8 | int4 | int3 | int2
+//! heads       = kv | query
+//! life        = prompt | turn | every(tokens)
+//! lambda      = λ of the choice, as it is after the items before
+//! ```
+//!
+//! ```
+//! use thinkey_core::policy::{Choice, Policy, Store};
+//! let policy: Policy = "balanced,lambda=.6,keys=int8".parse()?;
+//! assert!(matches!(policy.choice, Choice::Calibrated { lambda, .. } if lambda.per_mille() == 600));
+//! assert_eq!((policy.keys, policy.values), (Store::Int8, Store::Int4));
+//! let policy: Policy = "tokens=snapkv(1024,32,7,avg), choice=top(.4), keys=int4, values=int2".parse()?;
+//! assert_eq!(policy.to_string(), "tokens=snapkv(1024,32,7,avg),choice=top(.4),keys=int4,values=int2");
+//! # Ok::<(), thinkey_core::policy::PolicyError>(())
+//! ```
+
+use crate::{
+    Lambda, StorageKind,
+    token::{h2o::H2o, snapkv::Pool, snapkv::SnapKv},
+};
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+mod text;
+
+/// Which tokens are kept; see [`token`](crate::token).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Tokens {
+    /// All.
+    #[default]
+    All,
+    /// The first and the newest.
+    Window {
+        /// First tokens kept.
+        sinks: u32,
+        /// Newest tokens kept.
+        window: u32,
+    },
+    /// Those that the last queries of the prompt vote for.
+    Snapkv {
+        /// Tokens kept, the window's included.
+        capacity: u32,
+        /// Newest tokens, whose queries vote.
+        window: u32,
+        /// Neighbours whose votes are pooled, odd.
+        kernel: u32,
+        /// How votes are pooled.
+        pool: Pool,
+    },
+    /// Those that all queries so far pay the most attention, and the newest.
+    H2o {
+        /// Tokens kept, the recent ones included.
+        capacity: u32,
+        /// Newest tokens, always kept.
+        recent: u32,
+    },
+}
+
+/// What key channels are scored by; see [`channel`](crate::channel).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Score {
+    /// Energy of the window's queries times that of all keys: ThinK.
+    #[default]
+    Query,
+    /// As `query`, from at most so many keys, evenly spread.
+    Sample {
+        /// Keys that count.
+        tokens: u32,
+    },
+    /// As `query`, from a random sketch of the keys.
+    Sketch {
+        /// Rows of the sketch, 1 to 64.
+        rows: u32,
+    },
+    /// Mean absolute value of the keys.
+    L1,
+    /// Root mean square of the keys.
+    L2,
+    /// Random numbers: what any score has to beat.
+    Random {
+        /// What the numbers are drawn from.
+        seed: u64,
+    },
+}
+
+/// How many channels a head keeps, and which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Choice {
+    /// All channels.
+    #[default]
+    Whole,
+    /// As many in every head: `D - floor(D·λ)`.
+    Top {
+        /// Share pruned.
+        lambda: Lambda,
+    },
+    /// The fewest that hold a share of the head's score.
+    Threshold {
+        /// The share, in per mille, 1 to 1000.
+        energy: u16,
+    },
+    /// One budget over all heads, spread by each prompt.
+    Adaptive {
+        /// Share pruned, on average.
+        lambda: Lambda,
+        /// Channels that every head keeps at least.
+        minimum: u16,
+    },
+    /// One budget over all heads, spread once for the model.
+    Calibrated {
+        /// Share pruned, on average.
+        lambda: Lambda,
+        /// T is a multiple of it.
+        multiple: u16,
+    },
+    /// As many in every head, by λ from free bytes, tokens and sequences.
+    Dynamic {
+        /// The least λ.
+        least: Lambda,
+        /// The most.
+        most: Lambda,
+    },
+}
+
+impl Choice {
+    /// The λ, where it has one.
+    #[must_use]
+    pub const fn lambda(&self) -> Option<Lambda> {
+        match *self {
+            Self::Top { lambda } | Self::Adaptive { lambda, .. } | Self::Calibrated { lambda, .. } => Some(lambda),
+            Self::Whole | Self::Threshold { .. } | Self::Dynamic { .. } => None,
+        }
+    }
+}
+
+/// How logits are corrected for what the keys have lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Fix {
+    /// Not at all.
+    #[default]
+    None,
+    /// Regression on the kept channels; see [`compensate`](crate::channel::compensate).
+    Compensated,
+    /// Keys are stored along their main directions instead; see [`lowrank`](crate::channel::lowrank).
+    Lowrank,
+}
+
+/// Which value channels are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ThinValues {
+    /// All.
+    #[default]
+    Whole,
+    /// Those that carry most of the window's attention output.
+    Query {
+        /// Share pruned.
+        lambda: Lambda,
+    },
+    /// Those of largest energy.
+    L2 {
+        /// Share pruned.
+        lambda: Lambda,
+    },
+}
+
+/// How keys or values are to be stored: every kind of the field, of which this build may store some; see
+/// [`StorageKind`]'s `TryFrom`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case")]
+pub enum Store {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    #[default]
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit codes in groups of 32.
+    Int8,
+    /// 4-bit codes in groups of 32.
+    Int4,
+    /// 3-bit codes in groups of 32.
+    Int3,
+    /// 2-bit codes in groups of 32.
+    Int2,
+}
+
+impl Store {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Int3, Self::Int2];
+
+    /// The name, as [`StorageKind::name`] has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int3 => "int3",
+            Self::Int2 => "int2",
+        }
+    }
+}
+
+impl TryFrom<Store> for StorageKind {
+    type Error = PolicyError;
+
+    fn try_from(store: Store) -> Result<Self, PolicyError> {
+        // By name, so that a kind that is added there is found here.
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == store.name());
+        found.ok_or(PolicyError::Store { store })
+    }
+}
+
+/// Whose masks: how many lists of channels (and of tokens) share a KV head's cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case")]
+pub enum Heads {
+    /// One for the KV head.
+    #[default]
+    Kv,
+    /// One for each query head, as in the authors' code: up to G times the memory.
+    Query,
+}
+
+/// How long a mask holds for tokens that are thinned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Life {
+    /// Chosen at the end of the first prompt, for good.
+    #[default]
+    Prompt,
+    /// Chosen anew for each prompt that is appended.
+    Turn,
+    /// Chosen anew for every so many tokens.
+    Every {
+        /// Tokens between two choices.
+        tokens: u32,
+    },
+}
+
+/// What a cache does; the default is `full`, a whole cache in f16.
+///
+/// All combinations can be written down; [`check`](Self::check) says which make sense. Reading the one-line form checks,
+/// reading a file does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Policy {
+    /// Which tokens are kept.
+    pub tokens: Tokens,
+    /// What key channels are scored by.
+    pub score: Score,
+    /// How many key channels are kept.
+    pub choice: Choice,
+    /// How logits are corrected.
+    pub fix: Fix,
+    /// Which value channels are kept.
+    pub thin_values: ThinValues,
+    /// How keys are stored.
+    pub keys: Store,
+    /// How values are stored.
+    pub values: Store,
+    /// Whose masks.
+    pub heads: Heads,
+    /// How long a mask holds.
+    pub life: Life,
+}
+
+const fn per_mille(x: u16) -> Lambda {
+    match Lambda::from_per_mille(x) {
+        Ok(lambda) => lambda,
+        Err(_) => Lambda::WHOLE,
+    }
+}
+
+impl Policy {
+    /// The whole cache in f16.
+    pub const FULL: Self = Self {
+        tokens: Tokens::All,
+        score: Score::Query,
+        choice: Choice::Whole,
+        fix: Fix::None,
+        thin_values: ThinValues::Whole,
+        keys: Store::F16,
+        values: Store::F16,
+        heads: Heads::Kv,
+        life: Life::Prompt,
+    };
+
+    const CALIBRATED: Self = Self {
+        choice: Choice::Calibrated { lambda: per_mille(500), multiple: 8 },
+        fix: Fix::Compensated,
+        keys: Store::Int4,
+        ..Self::FULL
+    };
+
+    /// The presets by name. Those from `quality` on are points on the frontier of quality against bytes as measured on
+    /// SmolLM2-135M (31%, 23.5% and 17.3% of a whole f16 cache at divergences of 0.003, 0.014 and 0.024 nats); to be
+    /// confirmed by measurement of this implementation.
+    pub const PRESETS: [(&'static str, Self); 6] = [
+        ("full", Self::FULL),
+        ("think", Self { choice: Choice::Top { lambda: per_mille(500) }, ..Self::FULL }),
+        ("think-official", Self { choice: Choice::Top { lambda: per_mille(400) }, heads: Heads::Query, ..Self::FULL }),
+        ("quality", Self { keys: Store::Int4, values: Store::Int4, ..Self::FULL }),
+        ("balanced", Self { values: Store::Int4, ..Self::CALIBRATED }),
+        ("small", Self { values: Store::Int2, ..Self::CALIBRATED }),
+    ];
+
+    /// The preset of that name.
+    #[must_use]
+    pub fn preset(name: &str) -> Option<Self> {
+        Self::PRESETS.iter().find(|(own, _)| *own == name).map(|&(_, policy)| policy)
+    }
+
+    /// Checks every number, and the slots against each other.
+    ///
+    /// # Errors
+    /// [`PolicyError::Range`] with the slot and why, [`PolicyError::Conflict`] with both slots and why.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        self.check_numbers()?;
+        let conflict = |first, second, why| Err(PolicyError::Conflict { first, second, why });
+        let fixed = self.fix != Fix::None;
+        if fixed && self.choice == Choice::Whole {
+            return conflict("choice=whole", "fix", "every channel is kept, so there is nothing to correct");
+        }
+        if fixed && self.heads == Heads::Query {
+            return conflict("heads=query", "fix", "mean and covariance belong to a KV head, whose mask must be one");
+        }
+        if self.heads == Heads::Query && matches!(self.choice, Choice::Adaptive { .. } | Choice::Calibrated { .. }) {
+            return conflict("heads=query", "choice", "a budget is spread over KV heads");
+        }
+        if self.fix == Fix::Lowrank && matches!(self.choice, Choice::Threshold { .. }) {
+            return conflict(
+                "choice=threshold",
+                "fix=lowrank",
+                "it counts channels, and low-rank keys have directions",
+            );
+        }
+        if self.life != Life::Prompt && self.choice == Choice::Whole {
+            return conflict("choice=whole", "life", "without a choice of channels there is no mask to renew");
+        }
+        if self.life != Life::Prompt && fixed {
+            return conflict("life", "fix", "a correction is learnt from whole keys, which are gone after the prompt");
+        }
+        if self.life != Life::Prompt && matches!(self.choice, Choice::Adaptive { .. } | Choice::Threshold { .. }) {
+            return conflict("life", "choice", "how many channels a stored block has cannot change with the mask");
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), PolicyError> {
+        let range = |slot, good: bool, why| if good { Ok(()) } else { Err(PolicyError::Range { slot, why }) };
+        match self.tokens {
+            Tokens::All => {}
+            Tokens::Window { sinks, window } => {
+                range("tokens=window", window > 0 || sinks > 0, "keeps no token")?;
+                range("tokens=window", window > 0, "the newest token cannot be evicted before it is read")?;
+            }
+            Tokens::Snapkv { capacity, window, kernel, pool } => {
+                let (capacity, window, kernel) = (capacity as usize, window as usize, kernel as usize);
+                let good = SnapKv { capacity, window, kernel, pool }.check().is_ok();
+                range("tokens=snapkv", good, "needs a window from 1 to the capacity, and an odd kernel")?;
+            }
+            Tokens::H2o { capacity, recent } => {
+                let good = H2o { capacity: capacity as usize, recent: recent as usize }.check().is_ok();
+                range("tokens=h2o", good, "needs a capacity above 0, and no more recent tokens than that")?;
+            }
+        }
+        match self.score {
+            Score::Sample { tokens } => range("score=sample", tokens > 0, "needs a token to score by")?,
+            Score::Sketch { rows } => range("score=sketch", (1..=64).contains(&rows), "needs 1 to 64 rows")?,
+            Score::Query | Score::L1 | Score::L2 | Score::Random { .. } => {}
+        }
+        match self.choice {
+            Choice::Threshold { energy } => {
+                range("choice=threshold", (1..=1000).contains(&energy), "needs an energy above 0 and at most 1")?;
+            }
+            Choice::Adaptive { minimum, .. } => {
+                range("choice=adaptive", minimum > 0, "every head keeps a channel at least")?;
+            }
+            Choice::Calibrated { multiple, .. } => {
+                range("choice=calibrated", multiple > 0, "T cannot be a multiple of 0")?;
+            }
+            Choice::Dynamic { least, most } => {
+                range("choice=dynamic", least <= most, "the least λ is above the most")?;
+            }
+            Choice::Whole | Choice::Top { .. } => {}
+        }
+        let every = !matches!(self.life, Life::Every { tokens: 0 });
+        range("life=every", every, "needs a token between two choices")
+    }
+}
+
+/// Why a policy cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The one-line form cannot be read.
+    Syntax {
+        /// The byte from which on it cannot.
+        at: usize,
+        /// What could stand there.
+        expected: &'static str,
+    },
+    /// A number of a slot is out of range.
+    Range {
+        /// The slot and its value.
+        slot: &'static str,
+        /// What is asked of it.
+        why: &'static str,
+    },
+    /// Two slots contradict each other.
+    Conflict {
+        /// One.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+    /// This build does not store that kind.
+    Store {
+        /// The kind.
+        store: Store,
+    },
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Syntax { at, expected } => write!(f, "at byte {at} of the policy: expected {expected}"),
+            Self::Range { slot, why } => write!(f, "{slot}: {why}"),
+            Self::Conflict { first, second, why } => write!(f, "{first} does not go with {second}: {why}"),
+            Self::Store { store } => write!(f, "this build does not store {}", store.name()),
+        }
+    }
+}
+
+impl core::error::Error for PolicyError {}

@@ -1,0 +1,3 @@
+//! Which value channels to keep.
+
+pub mod score;

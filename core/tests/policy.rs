@@ -1,0 +1,185 @@
+//! Policies: the one-line form, files, and combinations that cannot be.
+
+use proptest::prelude::*;
+use thinkey_core::{
+    Lambda, StorageKind,
+    policy::{Choice, Fix, Heads, Life, Policy, PolicyError, Score, Store, ThinValues, Tokens},
+    token::snapkv::Pool,
+    wire,
+};
+
+fn lambda() -> impl Strategy<Value = Lambda> {
+    (0u16..1000).prop_map(|x| Lambda::from_per_mille(x).unwrap())
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    let tokens = prop_oneof![
+        Just(Tokens::All),
+        any::<[u32; 2]>().prop_map(|[sinks, window]| Tokens::Window { sinks, window }),
+        (any::<[u32; 3]>(), prop::bool::ANY).prop_map(|([capacity, window, kernel], avg)| Tokens::Snapkv {
+            capacity,
+            window: 1 + window % capacity.max(1),
+            kernel: kernel | 1,
+            pool: if avg { Pool::Avg } else { Pool::Max },
+        }),
+        any::<[u32; 2]>().prop_map(|[capacity, recent]| Tokens::H2o { capacity, recent: recent % capacity.max(1) }),
+    ];
+    let score = prop_oneof![
+        Just(Score::Query),
+        any::<u32>().prop_map(|tokens| Score::Sample { tokens }),
+        (0u32..80).prop_map(|rows| Score::Sketch { rows }),
+        Just(Score::L1),
+        Just(Score::L2),
+        any::<u64>().prop_map(|seed| Score::Random { seed }),
+    ];
+    let choice = prop_oneof![
+        Just(Choice::Whole),
+        lambda().prop_map(|lambda| Choice::Top { lambda }),
+        (0u16..=1000).prop_map(|energy| Choice::Threshold { energy }),
+        (lambda(), any::<u16>()).prop_map(|(lambda, minimum)| Choice::Adaptive { lambda, minimum }),
+        (lambda(), any::<u16>()).prop_map(|(lambda, multiple)| Choice::Calibrated { lambda, multiple }),
+        (lambda(), lambda()).prop_map(|(least, most)| Choice::Dynamic { least, most }),
+    ];
+    let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank][..]);
+    let thin_values = prop_oneof![
+        Just(ThinValues::Whole),
+        lambda().prop_map(|lambda| ThinValues::Query { lambda }),
+        lambda().prop_map(|lambda| ThinValues::L2 { lambda }),
+    ];
+    let store = || prop::sample::select(&Store::ALL[..]);
+    let heads = prop::sample::select(&[Heads::Kv, Heads::Query][..]);
+    let life = prop_oneof![3 => Just(Life::Prompt), 1 => Just(Life::Turn), 1 => any::<u32>().prop_map(|tokens| Life::Every { tokens })];
+    (tokens, score, choice, fix, thin_values, store(), store(), heads, life).prop_map(
+        |(tokens, score, choice, fix, thin_values, keys, values, heads, life)| Policy {
+            tokens,
+            score,
+            choice,
+            fix,
+            thin_values,
+            keys,
+            values,
+            heads,
+            life,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn a_line_reads_back(policy in policies()) {
+        match policy.check() {
+            Ok(()) => prop_assert_eq!(policy.to_string().parse(), Ok(policy), "{}", policy),
+            Err(error) => prop_assert_eq!(policy.to_string().parse::<Policy>(), Err(error), "{}", policy),
+        }
+    }
+
+    #[test]
+    fn files_and_frames_read_back(policy in policies()) {
+        // TOML's integers have 63 bits.
+        let fits = !matches!(policy.score, Score::Random { seed } if seed > i64::MAX as u64);
+        if fits {
+            prop_assert_eq!(toml::from_str::<Policy>(&toml::to_string(&policy).unwrap()).unwrap(), policy);
+        }
+        prop_assert_eq!(serde_json::from_str::<Policy>(&serde_json::to_string(&policy).unwrap()).unwrap(), policy);
+        let mut memory = [0; 128];
+        prop_assert_eq!(wire::decode::<Policy>(wire::encode(&policy, &mut memory).unwrap()), Ok(policy));
+    }
+
+    #[test]
+    fn no_line_panics(line in "([a-z0-9=(),. λ-]|tokens=|snapkv\\(|choice=|top\\(|balanced){0,24}") {
+        let _ = line.parse::<Policy>();
+    }
+}
+
+#[test]
+fn presets_are_possible_and_keep_their_names() {
+    for (name, policy) in Policy::PRESETS {
+        assert_eq!(policy.check(), Ok(()), "{name}");
+        assert_eq!(name.parse(), Ok(policy));
+        assert_eq!(policy.to_string(), name);
+    }
+    assert_eq!(Policy::default(), Policy::FULL);
+}
+
+#[test]
+fn what_is_wrong_is_said_where() {
+    for (line, at, expected) in [
+        ("", 0, "slot=value"),
+        ("balanced,", 9, "slot=value"),
+        ("keys=int4,think", 10, "only as the first"),
+        ("keys=int5", 5, "int8"),
+        ("think, colour=blue", 7, "a slot"),
+        ("choice=top(.5", 13, "closing"),
+        ("choice=top(.5555)", 11, "three decimals"),
+        ("choice=top(1)", 11, "below 1"),
+        ("choice=top(.5,8)", 14, "no further"),
+        ("choice=top", 10, "a share"),
+        ("keys=int4(3)", 10, "no further"),
+        ("tokens=snapkv(1024,32,7,median)", 24, "avg or max"),
+        ("tokens=h2o(+5,1)", 11, "tokens"),
+        ("full,lambda=.5", 5, "choice that has one"),
+    ] {
+        match line.parse::<Policy>() {
+            Err(PolicyError::Syntax { at: found, expected: text }) => {
+                assert!(found == at && text.contains(expected), "{line}: at {found}: {text}");
+            }
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn combinations_that_cannot_be_name_both_parts() {
+    for (line, first, second) in [
+        ("fix=compensated", "choice=whole", "fix"),
+        ("choice=top(.5),fix=lowrank,heads=query", "heads=query", "fix"),
+        ("choice=adaptive(.5,8),heads=query", "heads=query", "choice"),
+        ("choice=threshold(.9),fix=lowrank", "choice=threshold", "fix=lowrank"),
+        ("life=turn", "choice=whole", "life"),
+        ("balanced,life=every(256)", "life", "fix"),
+        ("choice=threshold(.9),life=turn", "life", "choice"),
+    ] {
+        match line.parse::<Policy>() {
+            Err(PolicyError::Conflict { first: a, second: b, .. }) => assert_eq!((a, b), (first, second), "{line}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+    for line in [
+        "tokens=snapkv(16,32,7,avg)",
+        "tokens=snapkv(64,32,6,avg)",
+        "tokens=window(4,0)",
+        "tokens=h2o(8,9)",
+        "score=sample(0)",
+        "score=sketch(65)",
+        "choice=threshold(0)",
+        "choice=adaptive(.5,0)",
+        "choice=calibrated(.5,0)",
+        "choice=dynamic(.6,.5)",
+        "choice=top(.5),life=every(0)",
+    ] {
+        let error = line.parse::<Policy>().unwrap_err();
+        assert!(matches!(error, PolicyError::Range { .. }) && error.to_string().len() > 20, "{line}: {error}");
+    }
+}
+
+#[test]
+fn files_name_slots_as_lines_do() {
+    let policy: Policy = toml::from_str(
+        "tokens = { snapkv = { capacity = 1024, window = 32, kernel = 7, pool = \"avg\" } }\n\
+         choice = { top = { lambda = 400 } }\nkeys = \"int4\"\nthin-values = { l2 = { lambda = 300 } }\n",
+    )
+    .unwrap();
+    let line = "tokens=snapkv(1024,32,7,avg),choice=top(.4),thin-values=l2(.3),keys=int4";
+    assert_eq!(Ok(policy), line.parse());
+    assert!(toml::from_str::<Policy>("colour = \"blue\"").is_err());
+    assert!(toml::from_str::<Policy>("choice = { top = { lambda = 1000 } }").is_err());
+}
+
+#[test]
+fn storage_kinds_of_this_build_are_found_by_name() {
+    for kind in StorageKind::ALL {
+        let store = Store::ALL.into_iter().find(|store| store.name() == kind.name()).unwrap();
+        assert_eq!(StorageKind::try_from(store), Ok(kind));
+    }
+}
