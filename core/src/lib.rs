@@ -45,7 +45,7 @@ pub mod storage;
 pub mod wire;
 
 pub use attend::{Loops, Partial, Plain};
-pub use cache::{HeadMut, HeadRef, Rows};
+pub use cache::{HeadMut, HeadRef, KeyOrder, Rows};
 pub use channel::mask::ChannelMask;
 pub use error::Error;
 pub use layout::HeadLayout;

@@ -148,6 +148,7 @@ impl<'a> Planner<'a> {
             heads: config.heads,
             kept,
             prompt,
+            rows: transformer::run_rows(prompt).max(plan.slots),
             cache: plan,
         };
         let (slots, logits) = (plan.slots, |rows| Cpu::tensor_bytes(rows * config.vocab));
@@ -155,8 +156,8 @@ impl<'a> Planner<'a> {
             weights,
             cache,
             scratch: Cpu::scratch_bytes(&demand),
-            prompt: transformer::activation_bytes(config, prompt),
-            step: transformer::activation_bytes(config, slots),
+            prompt: transformer::prompt_bytes(config, prompt),
+            step: transformer::step_bytes(config, slots),
             logits: logits(1) + 2 * logits(slots),
             upkeep: transformer::upkeep_bytes(config) + ThinCache::upkeep_bytes(&plan) + Pool::bytes(workload.threads),
         })
