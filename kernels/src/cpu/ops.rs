@@ -73,7 +73,13 @@ impl ScratchBytes {
     /// All together.
     #[must_use]
     pub const fn total(&self) -> usize {
-        self.chunks + self.panels + self.packed + self.tasks
+        self.prompt() + self.tasks
+    }
+
+    /// Those that are given back when a prompt is through: all but what a step needs of them.
+    #[must_use]
+    pub const fn prompt(&self) -> usize {
+        self.chunks + self.panels + self.packed
     }
 }
 

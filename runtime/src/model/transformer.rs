@@ -2,14 +2,16 @@
 //!
 //! Prefill runs layer by layer over the whole prompt, so that only one layer's keys are ever whole, and in a layer in runs
 //! of some hundred rows: whole is the residual stream, and keys and values of the layer. Prefill attends exactly; the
-//! prompt's older tokens are thinned when a layer is through.
+//! prompt's older tokens are thinned when a layer is through. A prompt of several runs reads each weight once in a while,
+//! and the weights of a layer that is through are taken out of the process's memory: those of all layers are there when
+//! steps read them, and then what only a prompt needs is not.
 
 use super::{
     config::{ModelConfig, Pairing},
     profile::{Laps, Profile},
 };
 use crate::engine::{DeviceError, SessionOptions};
-use crate::weights::{Checkpoint, LayerRole, Role, WeightsError};
+use crate::weights::{Checkpoint, LayerRole, Mapped, Maps, Role, WeightsError};
 use std::ops::{ControlFlow, Range};
 use thinkey_core::{BLOCK, Error};
 use thinkey_kernels::{
@@ -23,7 +25,7 @@ pub const WINDOW: usize = 32;
 
 /// Most rows of a prompt that go through a layer at once; see [`run_rows`]. Weights are unpacked once a run, which is why
 /// it is not smaller.
-const RUN: usize = 512;
+pub(crate) const RUN: usize = 512;
 
 /// Rows of a prompt of `rows` that go through a layer at once: runs of almost the same length, in whole blocks.
 pub(crate) const fn run_rows(rows: usize) -> usize {
@@ -90,13 +92,29 @@ struct Layer<O: ThinOps> {
     /// Gate and up, fused along their outputs.
     gate_up: O::Linear,
     down: O::Linear,
+    /// Where the matrices lie in their files.
+    mapped: Vec<Mapped>,
 }
+
+/// Matrices of a layer.
+pub(crate) const MATRICES: [LayerRole; 7] = [
+    LayerRole::Query,
+    LayerRole::Key,
+    LayerRole::Value,
+    LayerRole::AttentionOutput,
+    LayerRole::Gate,
+    LayerRole::Up,
+    LayerRole::Down,
+];
 
 /// A model's weights and the operations that compute with them.
 pub struct Model<O: ThinOps> {
     config: ModelConfig,
     heads: Heads,
+    maps: Maps,
     embedding: O::Linear,
+    /// Where the embedding lies in its file.
+    table: Option<Mapped>,
     layers: Vec<Layer<O>>,
     norm: Norm<O::Backend>,
     output: O::Linear,
@@ -179,7 +197,7 @@ pub(crate) fn upkeep_bytes(config: &ModelConfig) -> usize {
         + size_of::<Session<Cpu>>()
         + config.name.as_ref().map_or(0, String::len)
         + size_of_val(&config.rope.inv_freq[..])
-        + config.layers * size_of::<Layer<Cpu>>()
+        + config.layers * (size_of::<Layer<Cpu>>() + MATRICES.len() * size_of::<Mapped>())
         + (config.layers * LISTS + 2) * PARTS * size_of::<Matrix>()
 }
 
@@ -196,6 +214,7 @@ impl<O: ThinOps> Model<O> {
             let parts = roles.iter().map(|&role| checkpoint.matrix(role)).collect::<Result<_, _>>()?;
             ops.linear(parts, bias).map_err(ModelError::from)
         };
+        let maps = checkpoint.maps().clone();
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             let role = |role| Role::Layer(index, role);
@@ -209,6 +228,10 @@ impl<O: ThinOps> Model<O> {
             } else {
                 None
             };
+            let mut mapped = Vec::with_capacity(MATRICES.len());
+            for part in MATRICES {
+                mapped.extend(maps.find(checkpoint.matrix(role(part))?.bytes()));
+            }
             layers.push(Layer {
                 attention_norm: norm(role(LayerRole::AttentionNorm))?,
                 qkv: stacked(&[LayerRole::Query, LayerRole::Key, LayerRole::Value].map(role), bias)?,
@@ -221,10 +244,15 @@ impl<O: ThinOps> Model<O> {
                 feed_forward_norm: norm(role(LayerRole::FeedForwardNorm))?,
                 gate_up: stacked(&[LayerRole::Gate, LayerRole::Up].map(role), None)?,
                 down: stacked(&[role(LayerRole::Down)], None)?,
+                mapped,
             });
             progress(index + 1, config.layers);
         }
+        // Headers, vocabularies and whatever else was looked at.
+        maps.release_all();
         Ok(Self {
+            table: maps.find(checkpoint.matrix(Role::TokenEmbedding)?.bytes()),
+            maps,
             heads: Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim },
             embedding: stacked(&[Role::TokenEmbedding], None)?,
             norm: norm(Role::OutputNorm)?,
@@ -341,12 +369,16 @@ impl<O: ThinOps> Model<O> {
         tokens: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Rows<O>, ModelError> {
-        let Self { config, heads, embedding, layers, norm, output, ops, profile } = self;
+        let Self { config, heads, maps, embedding, table, layers, norm, output, ops, profile } = self;
         let (heads, mut laps) = (*heads, Laps::start());
         profile.passes += 1;
         let rows = tokens.len();
         let run = run_rows(rows);
+        let long = rows > run;
         let mut x = ops.embed(embedding, tokens, ops.rows(rows, config.width));
+        if long {
+            maps.release(&*table);
+        }
         let mut prompt = ops.prompt(cache, slot, rows, heads);
         // Of whole runs, and of the last one where it is shorter.
         let mut memory = [None, None];
@@ -372,12 +404,16 @@ impl<O: ThinOps> Model<O> {
                 *own = Some(Inner { fused, mixed });
             }
             ops.admit_prompt(cache, index, &mut prompt)?;
+            if long {
+                maps.release(&layer.mapped);
+            }
             profile.admit += laps.lap();
             if progress(index + 1, layers.len()).is_break() {
                 return Err(ModelError::Interrupted);
             }
         }
         drop((prompt, memory));
+        ops.rest();
         let logits = ops.norm_linear(&x, rows - 1..rows, norm, output, ops.rows(1, config.vocab));
         profile.head += laps.lap();
         Ok(logits)
@@ -391,7 +427,7 @@ impl<O: ThinOps> Model<O> {
         tokens: &[u32],
         memory: Option<Activations<O>>,
     ) -> Result<Activations<O>, ModelError> {
-        let Self { config, heads, embedding, layers, norm, output, ops, profile } = self;
+        let Self { config, heads, embedding, layers, norm, output, ops, profile, .. } = self;
         let (heads, mut laps) = (*heads, Laps::start());
         profile.passes += 1;
         let rows = tokens.len();
