@@ -281,7 +281,7 @@ pub trait ThinOps {
         down: &Self::Linear,
     ) -> Rows<Self>;
 
-    /// Gives back memory that only prompts need: one is through.
+    /// Gives back memory that only prompts need: a long one is through.
     fn rest(&mut self) {}
 
     /// Copies a tensor to the host, row after row.

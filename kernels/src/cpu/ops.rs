@@ -76,7 +76,7 @@ impl ScratchBytes {
         self.prompt() + self.tasks
     }
 
-    /// Those that are given back when a prompt is through: all but what a step needs of them.
+    /// Those that are [given back](ThinOps::rest) after a long prompt: all but what a step needs of them.
     #[must_use]
     pub const fn prompt(&self) -> usize {
         self.chunks + self.panels + self.packed

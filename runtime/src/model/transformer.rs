@@ -23,16 +23,11 @@ use thinkey_kernels::{
 /// Newest queries of a prompt that score its channels, W.
 pub const WINDOW: usize = 32;
 
-/// Most rows of a prompt that go through a layer at once; see [`run_rows`]. Weights are unpacked once a run, which is why
-/// it is not smaller.
+/// Rows of a prompt that go through a layer at once, in whole blocks. Weights are unpacked once a run, which is why it is
+/// not smaller.
 pub(crate) const RUN: usize = 512;
 
-/// Rows of a prompt of `rows` that go through a layer at once: runs of almost the same length, in whole blocks.
-pub(crate) const fn run_rows(rows: usize) -> usize {
-    let runs = rows.div_ceil(RUN);
-    let run = rows.div_ceil(if runs == 0 { 1 } else { runs }).next_multiple_of(BLOCK);
-    if run < rows { run } else { rows }
-}
+const _: () = assert!(RUN.is_multiple_of(BLOCK), "what is packed in blocks begins with one in every run");
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -179,11 +174,11 @@ pub(crate) fn step_bytes(config: &ModelConfig, rows: usize) -> usize {
     Cpu::tensor_bytes(rows * config.width) + inner_bytes(config, rows)
 }
 
-/// Bytes of the activations of a prompt of `rows` rows on the processor, all but the logits.
+/// Most bytes of the activations of a prompt of up to `rows` rows on the processor, all but the logits: the last run may be
+/// one row short of a whole one.
 pub(crate) fn prompt_bytes(config: &ModelConfig, rows: usize) -> usize {
-    let run = run_rows(rows);
-    let last = if run == 0 { 0 } else { rows % run };
-    let inner = inner_bytes(config, run) + if last > 0 { inner_bytes(config, last) } else { 0 };
+    let last = rows.saturating_sub(RUN).min(RUN - 1);
+    let inner = inner_bytes(config, rows.min(RUN)) + if last > 0 { inner_bytes(config, last) } else { 0 };
     Cpu::tensor_bytes(rows * config.width) + inner
 }
 
@@ -303,7 +298,10 @@ impl<O: ThinOps> Model<O> {
         let Session { cache, host, .. } = session;
         cache.begin(slot, tokens.len(), true)?;
         let result = self.read(cache, slot, tokens, progress);
-        self.ops.rest();
+        // Buffers of a single run stay: to have them anew for every short prompt takes longer.
+        if tokens.len() > RUN {
+            self.ops.rest();
+        }
         match result {
             Ok(logits) => {
                 cache.commit(slot);
@@ -373,8 +371,7 @@ impl<O: ThinOps> Model<O> {
         let (heads, mut laps) = (*heads, Laps::start());
         profile.passes += 1;
         let rows = tokens.len();
-        let run = run_rows(rows);
-        let long = rows > run;
+        let (run, long) = (rows.min(RUN), rows > RUN);
         let mut x = ops.embed(embedding, tokens, ops.rows(rows, config.width));
         if long {
             maps.release(&*table);
@@ -413,7 +410,9 @@ impl<O: ThinOps> Model<O> {
             }
         }
         drop((prompt, memory));
-        ops.rest();
+        if long {
+            ops.rest();
+        }
         let logits = ops.norm_linear(&x, rows - 1..rows, norm, output, ops.rows(1, config.vocab));
         profile.head += laps.lap();
         Ok(logits)
@@ -486,20 +485,4 @@ fn finish<O: ThinOps>(
     x = ops.feed_forward(x, rows, &layer.feed_forward_norm, &layer.gate_up, &layer.down);
     profile.feed_forward += laps.lap();
     x
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_are_whole_blocks_of_almost_the_same_length() {
-        assert_eq!([0, 1, 31, 33, 512].map(run_rows), [0, 1, 31, 33, 512]);
-        assert_eq!([513, 1000, 1024, 1025, 8000].map(run_rows), [288, 512, 512, 352, 512]);
-        for rows in 1..5000 {
-            let run = run_rows(rows);
-            assert!(run <= RUN && (run == rows || run.is_multiple_of(BLOCK)), "{rows} in runs of {run}");
-            assert_eq!(rows.div_ceil(run), rows.div_ceil(RUN), "{rows} in runs of {run}");
-        }
-    }
 }

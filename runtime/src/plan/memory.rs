@@ -176,7 +176,7 @@ impl<'a> Planner<'a> {
             heads: config.heads,
             kept,
             prompt,
-            rows: transformer::run_rows(prompt).max(plan.slots),
+            rows: prompt.min(RUN).max(plan.slots),
             cache: plan,
         };
         let (short, scratch) = (prompt.min(RUN), Cpu::scratch_bytes(&demand(prompt)));
