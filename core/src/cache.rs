@@ -13,14 +13,27 @@ use parts::Parts;
 
 mod parts;
 
-/// New tokens' keys and values of one head, after RoPE: row `t` is `data[t * stride ..][..D]`.
+/// How new keys lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum KeyOrder {
+    /// As rows: token `t` is `keys[t * stride ..][..D]`.
+    Rows,
+    /// Channel-major in blocks of 32 tokens, as they are computed with: channel `c` of token `t` is
+    /// `keys[(t / 32 * D + c) * 32 + t % 32]`.
+    Blocks,
+}
+
+/// New tokens' keys and values of one head, after RoPE: the value of token `t` is `values[t * stride ..][..D]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     /// Keys.
     pub keys: &'a [f32],
+    /// How they lie.
+    pub order: KeyOrder,
     /// Values.
     pub values: &'a [f32],
-    /// Elements between the starts of two tokens, the same for keys and values.
+    /// Elements between the starts of two tokens, of values and of keys in rows.
     pub stride: usize,
 }
 
@@ -29,8 +42,9 @@ impl defmt::Format for Rows<'_> {
     fn format(&self, f: defmt::Formatter<'_>) {
         defmt::write!(
             f,
-            "Rows {{ keys: {=usize}, values: {=usize}, stride: {=usize} }}",
+            "Rows {{ keys: {=usize}, order: {}, values: {=usize}, stride: {=usize} }}",
             self.keys.len(),
+            self.order,
             self.values.len(),
             self.stride
         );
@@ -39,8 +53,12 @@ impl defmt::Format for Rows<'_> {
 
 impl Rows<'_> {
     fn check(&self, tokens: usize, head_dim: usize) -> Result<(), Error> {
-        let needed = if tokens == 0 { 0 } else { (tokens - 1) * self.stride + head_dim };
-        for (what, data) in [("new keys", self.keys), ("new values", self.values)] {
+        let rows = if tokens == 0 { 0 } else { (tokens - 1) * self.stride + head_dim };
+        let keys = match self.order {
+            KeyOrder::Rows => rows,
+            KeyOrder::Blocks => tokens.next_multiple_of(BLOCK) * head_dim,
+        };
+        for (what, data, needed) in [("new keys", self.keys, keys), ("new values", self.values, rows)] {
             if data.len() < needed {
                 return Err(Error::Length { what, expected: needed, actual: data.len() });
             }
@@ -364,8 +382,10 @@ impl<'a> HeadMut<'a> {
         rows.check(new, head_dim)?;
         let mut keys = [0.0f32; MAX_HEAD_DIM];
         let keys = &mut keys[..head_dim];
-        if new > 0 {
-            score::add_energy(rows.keys, new, rows.stride, keys)?;
+        match rows.order {
+            _ if new == 0 => {}
+            KeyOrder::Rows => score::add_energy(rows.keys, new, rows.stride, keys)?,
+            KeyOrder::Blocks => score::add_block_energy(rows.keys, new, keys)?,
         }
         with_element!(self.layout.keys.ring(), E => {
             let ring = elements::<E>(&self.bytes[self.layout.ring_keys(self.slot)])?;

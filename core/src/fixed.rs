@@ -1,14 +1,14 @@
 //! One head's cache on a fixed-size arena: what a device without an allocator declares as a `static`.
 //!
 //! ```
-//! use thinkey_core::{attend, fixed::FixedHead, Head, HeadLayout, Plain, Rows, StorageKind};
+//! use thinkey_core::{attend, fixed::FixedHead, Head, HeadLayout, KeyOrder, Plain, Rows, StorageKind};
 //!
 //! // 64 channels, λ = 0.5, 32 recent tokens, room for 4 blocks: all sizes are constants.
 //! const LAYOUT: HeadLayout = HeadLayout::of::<Head<64, 500>>(32, 4, StorageKind::F16, StorageKind::F16);
 //! let mut head = FixedHead::<{ LAYOUT.bytes() }, 4>::new(LAYOUT)?;
 //!
 //! let (keys, values, query) = ([0.5; 100 * 64], [2.0; 100 * 64], [0.1; 64]);
-//! head.admit(&query, Rows { keys: &keys, values: &values, stride: 64 }, 100, true)?;
+//! head.admit(&query, Rows { keys: &keys, order: KeyOrder::Rows, values: &values, stride: 64 }, 100, true)?;
 //! assert_eq!((head.span().prefix(), head.span().recent), (68, 32));
 //!
 //! let (mut memory, mut out) = ([0.0; attend::attend_len(1, 64)], [0.0; 64]);

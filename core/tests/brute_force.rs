@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use thinkey_core::{
-    BLOCK, CachePlan, HeadMut, HeadRef, Plain, Rows, Span, StorageKind, attend,
+    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Plain, Rows, Span, StorageKind, attend,
     channel::select::select,
     storage::{Element, FloatKind},
 };
@@ -126,7 +126,15 @@ proptest! {
             let (start, query) = (keys.len(), numbers(&mut seed, life.group * d));
             keys.extend(numbers(&mut seed, new * d));
             values.extend(numbers(&mut seed, new * d));
-            let rows = Rows { keys: &keys[start..], values: &values[start..], stride: d };
+            // Keys come as they are computed by steps and by prompts, in turns.
+            let mut blocks = vec![f32::NAN; new.next_multiple_of(BLOCK) * d];
+            for (at, &x) in keys[start..].iter().enumerate() {
+                let (token, channel) = (at / d, at % d);
+                blocks[(token / BLOCK * d + channel) * BLOCK + token % BLOCK] = x;
+            }
+            let (order, new_keys) =
+                if index % 2 == 0 { (KeyOrder::Blocks, &blocks[..]) } else { (KeyOrder::Rows, &keys[start..]) };
+            let rows = Rows { keys: new_keys, order, values: &values[start..], stride: d };
             let admission = span.admit(new, life.recent, life.window, index == 0);
             let gone = admission.dropped.min(table.len());
             free.extend(table.drain(..gone));

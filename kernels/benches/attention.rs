@@ -8,26 +8,18 @@ use std::time::Duration;
 use thinkey_core::{CachePlan, StorageKind};
 use thinkey_kernels::{
     cpu::{
-        admit::admit,
         attention::{self, AttentionScratch, Fused},
         cache::ThinCache,
         pool::Pool,
+        prompt::Prompt,
         simd::Level,
     },
-    ops::Cache,
+    ops::{Cache, Heads},
 };
 
 const LAYERS: usize = 30;
-const HEADS: usize = 9;
-const KV_HEADS: usize = 3;
-const HEAD_DIM: usize = 64;
+const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
 const KEPT: usize = 32;
-const WIDTH: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
-
-fn fused(data: &[f32]) -> Fused<'_> {
-    let (keys, values) = (HEADS * HEAD_DIM, (HEADS + KV_HEADS) * HEAD_DIM);
-    Fused { data, stride: WIDTH, keys, values, heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD_DIM }
-}
 
 fn numbers(len: usize) -> Vec<f32> {
     let mut seed = 1u64;
@@ -41,8 +33,8 @@ fn numbers(len: usize) -> Vec<f32> {
 fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
     let plan = CachePlan {
         layers: LAYERS,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
+        kv_heads: HEADS.kv_heads,
+        head_dim: HEADS.head_dim,
         recent: 32,
         slots: 1,
         tokens: tokens + 1,
@@ -51,10 +43,12 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
         values: kind,
     };
     let mut cache = ThinCache::new(plan, 32, |_, _| KEPT).expect("a plan");
-    let (pool, data) = (Pool::new(2).expect("threads"), numbers(tokens * WIDTH));
+    let (pool, data) = (Pool::new(2).expect("threads"), numbers(tokens * HEADS.width()));
     cache.begin(0, tokens, true).expect("room");
+    let mut prompt = Prompt::new(&cache, 0, tokens, HEADS);
     for layer in 0..LAYERS {
-        admit(&pool, &mut cache, layer, 0, tokens, fused(&data)).expect("room");
+        prompt.hold(&pool, &mut cache, layer, Fused::new(&data, HEADS)).expect("room");
+        prompt.admit(&pool, &mut cache, layer).expect("room");
     }
     cache.commit(0);
     cache
@@ -68,8 +62,8 @@ fn decode(c: &mut Criterion) {
         for depth in [4096, 8000] {
             for kind in StorageKind::ALL {
                 let cache = filled(kind, depth);
-                let row = numbers(WIDTH);
-                let mut out = vec![0.0; HEADS * HEAD_DIM];
+                let row = numbers(HEADS.width());
+                let mut out = vec![0.0; HEADS.keys()];
                 let mut scratch = AttentionScratch::default();
                 group.throughput(Throughput::Bytes(cache.planned().total() as u64));
                 let id = BenchmarkId::new(format!("{}, {threads} threads", kind.name()), depth);
@@ -77,8 +71,16 @@ fn decode(c: &mut Criterion) {
                     b.iter(|| {
                         for layer in 0..LAYERS {
                             let machine = (&pool, Level::best());
-                            attention::decode(machine, &cache, layer, &[0], fused(&row), &mut out, &mut scratch)
-                                .expect("shapes fit");
+                            attention::decode(
+                                machine,
+                                &cache,
+                                layer,
+                                &[0],
+                                Fused::new(&row, HEADS),
+                                &mut out,
+                                &mut scratch,
+                            )
+                            .expect("shapes fit");
                         }
                     });
                 });

@@ -90,31 +90,11 @@ pub struct Rotation<'a, B: Backend> {
     pub norms: Option<&'a HeadNorms<B>>,
 }
 
-/// What the rows of a pass are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass<'a> {
-    /// Consecutive tokens of the sequence of this slot. They attend exactly to each other, and to what the cache held
-    /// before.
-    Prompt(usize),
-    /// Row r is one token of the sequence of the r-th slot.
-    Steps(&'a [usize]),
-}
-
-impl Pass<'_> {
-    /// The slot of a row, and the row's place among the new tokens of that slot.
-    #[must_use]
-    pub fn place(&self, row: usize) -> (usize, usize) {
-        match *self {
-            Self::Prompt(slot) => (slot, row),
-            Self::Steps(slots) => (slots[row], 0),
-        }
-    }
-}
-
 /// The cache of the sequences under way, one a slot.
 ///
 /// A step goes through all layers with the same admission: [`begin`](Self::begin) for each slot, then
-/// [`ThinOps::admit`] and [`ThinOps::attend`] for each layer, then [`commit`](Self::commit).
+/// [`ThinOps::admit`] and [`ThinOps::attend`] for each layer, then [`commit`](Self::commit). A prompt goes through a layer
+/// in runs of rows, [`ThinOps::hold`] and [`ThinOps::attend_prompt`] for each and [`ThinOps::admit_prompt`] after them.
 pub trait Cache {
     /// What was planned.
     fn plan(&self) -> &CachePlan;
@@ -165,6 +145,8 @@ pub trait ThinOps {
     type Linear;
     /// The thin cache.
     type Cache: Cache + Sync;
+    /// What a prompt attends to in the layer at hand: keys and values, its own and those of the past.
+    type Prompt;
 
     /// A linear layer of `parts` stacked in their order, with a bias of as many values as they have rows together.
     ///
@@ -212,24 +194,23 @@ pub trait ThinOps {
         position: &(dyn Fn(usize) -> usize + Sync),
     ) -> Rows<Self>;
 
-    /// Admits the keys and values of the fused rows to a layer of the cache. A sequence's first tokens to be thinned
-    /// score its channels ([`thinkey_core::channel::score`]) and the best are chosen; then what leaves the recent ring is thinned,
-    /// and the rest stored whole.
+    /// Admits the keys and values of a step to a layer of the cache; fused row r is one token of the sequence of
+    /// `slots[r]`. A sequence's first tokens to be thinned score its channels ([`thinkey_core::channel::score`]) and the
+    /// best are chosen; then what leaves the recent ring is thinned, and the rest stored whole.
     ///
     /// # Errors
-    /// Where a score is NaN; the sequences of the pass can only be cleared then.
+    /// Where a score is NaN; the sequences of the step can only be cleared then.
     fn admit(
         &mut self,
         cache: &mut Self::Cache,
         layer: usize,
-        pass: Pass<'_>,
+        slots: &[usize],
         fused: &Rows<Self>,
         heads: Heads,
     ) -> Result<(), Error>;
 
-    /// The attention output of the fused rows, [rows, heads · D]: one softmax over everything that a row sees, scaled by
-    /// 1/√D. The rows of [`Pass::Prompt`] attend to the cache as it was before them and exactly to themselves: call it
-    /// before [`admit`](Self::admit). Those of [`Pass::Steps`] find themselves in the cache: call it after.
+    /// The attention output of a step, [rows, heads · D]: one softmax over everything that a row sees, scaled by 1/√D. Rows
+    /// find themselves in the cache: they are [admitted](Self::admit) before.
     ///
     /// # Errors
     /// Where the cache is damaged.
@@ -237,23 +218,71 @@ pub trait ThinOps {
         &mut self,
         cache: &Self::Cache,
         layer: usize,
-        pass: Pass<'_>,
+        slots: &[usize],
         fused: &Rows<Self>,
         heads: Heads,
         out: Rows<Self>,
     ) -> Result<Rows<Self>, Error>;
 
-    /// x + input·Wᵀ + bias.
-    fn add_linear(&mut self, input: &Rows<Self>, linear: &Self::Linear, x: Rows<Self>) -> Rows<Self>;
+    /// Memory for what a prompt of `rows` tokens to the sequence of `slot`, whose step has begun, attends to in a layer.
+    fn prompt(&self, cache: &Self::Cache, slot: usize, rows: usize, heads: Heads) -> Self::Prompt;
 
-    /// x + (silu(g) · u)·Wᵀ where [g, u] = norm(x)·W′ᵀ: `gate_up` is W′, gate stacked on up, and `down` is W.
+    /// Takes keys and values of fused rows, the next of the prompt in `layer`. All runs of rows but the last are whole
+    /// blocks of 32.
+    ///
+    /// # Errors
+    /// Where the cache is damaged.
+    fn hold(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        prompt: &mut Self::Prompt,
+        fused: &Rows<Self>,
+    ) -> Result<(), Error>;
+
+    /// As [`attend`](Self::attend) for the rows of a prompt that were [held](Self::hold) last: they attend to the cache as
+    /// it was before the prompt, and exactly to the prompt's rows.
+    ///
+    /// # Errors
+    /// Where the cache is damaged.
+    fn attend_prompt(
+        &mut self,
+        cache: &Self::Cache,
+        layer: usize,
+        prompt: &Self::Prompt,
+        fused: &Rows<Self>,
+        out: Rows<Self>,
+    ) -> Result<Rows<Self>, Error>;
+
+    /// As [`admit`](Self::admit) for a prompt whose rows are all [held](Self::hold); its newest W queries score. The next
+    /// layer begins.
+    ///
+    /// # Errors
+    /// As there.
+    fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &mut Self::Prompt) -> Result<(), Error>;
+
+    /// x, to whose rows `rows` input·Wᵀ + bias is added.
+    fn add_linear(
+        &mut self,
+        input: &Rows<Self>,
+        linear: &Self::Linear,
+        x: Rows<Self>,
+        rows: Range<usize>,
+    ) -> Rows<Self>;
+
+    /// x, to whose rows `rows` (silu(g) · u)·Wᵀ is added where [g, u] = norm(x)·W′ᵀ: `gate_up` is W′, gate stacked on up,
+    /// and `down` is W.
     fn feed_forward(
         &mut self,
         x: Rows<Self>,
+        rows: Range<usize>,
         norm: &Norm<Self::Backend>,
         gate_up: &Self::Linear,
         down: &Self::Linear,
     ) -> Rows<Self>;
+
+    /// Gives back memory that only prompts need: a long one is through.
+    fn rest(&mut self) {}
 
     /// Copies a tensor to the host, row after row.
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>);

@@ -2,15 +2,16 @@
 //! a dense softmax in f64.
 
 use proptest::prelude::*;
-use thinkey_core::{CachePlan, Error, StorageKind};
+use thinkey_core::{BLOCK, CachePlan, Error, StorageKind};
 use thinkey_kernels::cpu::{
     admit::admit,
     attention::{self, AttentionScratch, Fused},
     cache::ThinCache,
     pool::Pool,
+    prompt::Prompt,
     simd::Level,
 };
-use thinkey_kernels::ops::Cache;
+use thinkey_kernels::ops::{Cache, Heads};
 
 const HEADS: usize = 6;
 const KV_HEADS: usize = 2;
@@ -26,6 +27,8 @@ struct Case {
     values: StorageKind,
     /// Tokens of each admission, and the slot it goes to.
     steps: Vec<(usize, usize)>,
+    /// Blocks of a prompt that attend at once.
+    run: usize,
     seed: u64,
 }
 
@@ -33,8 +36,8 @@ fn cases() -> impl Strategy<Value = Case> {
     let head_dim = prop_oneof![Just(16usize), Just(24), Just(64)];
     let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
-    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, [kind(), kind()], any::<u64>()).prop_flat_map(
-        |(head_dim, recent, window, steps, [keys, values], seed)| {
+    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, [kind(), kind()], (1usize..5, any::<u64>()))
+        .prop_flat_map(|(head_dim, recent, window, steps, [keys, values], (run, seed))| {
             [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
                 head_dim,
                 recent,
@@ -43,10 +46,10 @@ fn cases() -> impl Strategy<Value = Case> {
                 keys,
                 values,
                 steps: steps.clone(),
+                run,
                 seed,
             })
-        },
-    )
+        })
 }
 
 fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
@@ -136,11 +139,10 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
     let mut scratch = AttentionScratch::default();
     let mut stories = [Story::default(), Story::default()];
     let mut seed = case.seed;
-    let stride = (HEADS + 2 * KV_HEADS) * d;
+    let heads = Heads { heads: HEADS, kv_heads: KV_HEADS, head_dim: d };
+    let (stride, keys, values) = (heads.width(), heads.keys(), heads.values());
     for &(new, slot) in &case.steps {
         let data = numbers(&mut seed, new * stride);
-        let (keys, values) = (HEADS * d, (HEADS + KV_HEADS) * d);
-        let fused = Fused { data: &data, stride, keys, values, heads: HEADS, kv_heads: KV_HEADS, head_dim: d };
         for row in data.chunks(stride) {
             stories[slot].keys.extend(&row[keys..values]);
             stories[slot].values.extend(&row[values..]);
@@ -151,10 +153,17 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         let mut out = vec![f32::NAN; new * HEADS * d];
         let exact = new > 1;
         if exact {
-            attention::prefill((&pool, level), &cache, 0, (slot, new), fused, &mut out, &mut scratch).unwrap();
-        }
-        admit(&pool, &mut cache, 0, slot, new, fused).unwrap();
-        if !exact {
+            let mut prompt = Prompt::new(&cache, slot, new, heads);
+            let run = case.run * BLOCK;
+            for (data, out) in data.chunks(run * stride).zip(out.chunks_mut(run * HEADS * d)) {
+                let fused = Fused::new(data, heads);
+                prompt.hold(&pool, &mut cache, 0, fused).unwrap();
+                attention::prefill((&pool, level), &cache, 0, &prompt, fused, out, &mut scratch).unwrap();
+            }
+            prompt.admit(&pool, &mut cache, 0).unwrap();
+        } else {
+            let fused = Fused::new(&data, heads);
+            admit(&mut cache, 0, slot, fused).unwrap();
             attention::decode((&pool, level), &cache, 0, &[slot], fused, &mut out, &mut scratch).unwrap();
             stories[slot].round(case, &cache, slot, before + new);
         }
@@ -212,10 +221,12 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
         cache.begin(0, 101, true).unwrap_err(),
         Error::Capacity { what: "context tokens", needed: 101, capacity: 100 }
     );
-    let data = vec![0.5; 100 * 16];
+    let heads = Heads { heads: 1, kv_heads: 1, head_dim: 16 };
+    let data = vec![0.5; 100 * heads.width()];
     cache.begin(0, 100, true).unwrap();
-    let fused = Fused { data: &data, stride: 16, keys: 0, values: 0, heads: 1, kv_heads: 1, head_dim: 16 };
-    admit(&Pool::new(2).unwrap(), &mut cache, 0, 0, 100, fused).unwrap();
+    let (pool, mut prompt) = (Pool::new(2).unwrap(), Prompt::new(&cache, 0, 100, heads));
+    prompt.hold(&pool, &mut cache, 0, Fused::new(&data, heads)).unwrap();
+    prompt.admit(&pool, &mut cache, 0).unwrap();
     cache.commit(0);
     assert!(cache.begin(0, 1, false).is_err());
     assert_eq!(cache.position(0), 100);

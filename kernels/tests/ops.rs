@@ -7,11 +7,11 @@ use bytes::Bytes;
 use half::f16;
 use proptest::prelude::*;
 use std::ops::Range;
-use thinkey_core::{CachePlan, StorageKind};
+use thinkey_core::{BLOCK, CachePlan, StorageKind};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
-    ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, ThinOps},
+    ops::{Cache, HeadNorms, Heads, Norm, Rotation, ThinOps},
     reference::Reference,
 };
 
@@ -121,7 +121,8 @@ proptest! {
     }
 
     /// Prompts, further turns and steps of two sequences in one cache: each pass of each layer attends alike, so the
-    /// masks, the thinned keys and the recent tokens are alike.
+    /// masks, the thinned keys and the recent tokens are alike. The processor's prompts go through a layer in runs of
+    /// some blocks, the reference's as a whole.
     #[test]
     fn admission_and_attention(
         recent in 0usize..40,
@@ -129,6 +130,7 @@ proptest! {
         half in any::<bool>(),
         kept in [1usize..=16, 1usize..=16],
         scoring in 1usize..40,
+        run in 1usize..4,
         passes in prop::collection::vec((prop_oneof![2 => Just(0usize), 1 => 1usize..120], 0usize..2), 1..12),
         seed in any::<u64>(),
     ) {
@@ -146,7 +148,6 @@ proptest! {
         for &(prompt, slot) in &passes {
             // Nothing of a prompt: one step of both sequences.
             let slots = [slot, 1 - slot];
-            let pass = if prompt > 0 { Pass::Prompt(slot) } else { Pass::Steps(&slots) };
             let (rows, slots) = if prompt > 0 { (prompt, &slots[..1]) } else { (2, &slots[..]) };
             let new = if prompt > 0 { prompt } else { 1 };
             if slots.iter().any(|&slot| theirs.check(slot, new).is_err()) {
@@ -158,9 +159,10 @@ proptest! {
             }
             for layer in 0..2 {
                 let fused = numbers.rows(rows, heads.width());
-                let expected = turn(&mut plain, &mut theirs, layer, pass, &fused, heads);
+                let run_of = |run| if prompt > 0 { Some(run) } else { None };
+                let expected = turn(&mut plain, &mut theirs, layer, (slots, run_of(rows)), &fused, heads);
                 for (cache, cpu) in &mut machines {
-                    let ours = turn(cpu, cache, layer, pass, &fused, heads);
+                    let ours = turn(cpu, cache, layer, (slots, run_of(run * BLOCK)), &fused, heads);
                     close(&ours, &expected, "attend")?;
                 }
             }
@@ -200,33 +202,46 @@ fn dense<O: ThinOps<Backend = Backend>>(
     let square = ops.linear(vec![layers.square.clone()], None).unwrap();
     let gate_up = ops.linear(layers.gate_up.to_vec(), None).unwrap();
     let down = ops.linear(vec![layers.down.clone()], None).unwrap();
+    let width = x.dims()[1];
+    let input = x.to_data().iter::<f32>().take(part.len() * width).collect();
+    let input = Tensor::from_data(TensorData::new::<f32, _>(input, [part.len(), width]), &NdArrayDevice::Cpu);
     let embedded = ops.rows(tokens.len(), x.dims()[1]);
     let projected = ops.rows(part.len(), layers.bias.len());
     [
         ("embed", ops.embed(&fused, tokens, embedded)),
-        ("norm_linear", ops.norm_linear(x, part, norm, &fused, projected)),
-        ("add_linear", ops.add_linear(x, &square, x.clone())),
-        ("feed_forward", ops.feed_forward(x.clone(), norm, &gate_up, &down)),
+        ("norm_linear", ops.norm_linear(x, part.clone(), norm, &fused, projected)),
+        ("add_linear", ops.add_linear(&input, &square, x.clone(), part.clone())),
+        ("feed_forward", ops.feed_forward(x.clone(), part, norm, &gate_up, &down)),
     ]
 }
 
-/// One layer's attention and admission, in the order of the pass.
+/// One layer's attention and admission: of a step of `slots`, or of a prompt in runs of so many rows.
 fn turn<O: ThinOps<Backend = Backend>>(
     ops: &mut O,
     cache: &mut O::Cache,
     layer: usize,
-    pass: Pass<'_>,
+    (slots, run): (&[usize], Option<usize>),
     fused: &Rows,
     heads: Heads,
 ) -> Rows {
-    let out = ops.rows(fused.dims()[0], heads.keys());
-    if let Pass::Prompt(_) = pass {
-        let out = ops.attend(cache, layer, pass, fused, heads, out).unwrap();
-        ops.admit(cache, layer, pass, fused, heads).unwrap();
-        return out;
-    }
-    ops.admit(cache, layer, pass, fused, heads).unwrap();
-    ops.attend(cache, layer, pass, fused, heads, out).unwrap()
+    let rows = fused.dims()[0];
+    let Some(run) = run else {
+        ops.admit(cache, layer, slots, fused, heads).unwrap();
+        let out = ops.rows(rows, heads.keys());
+        return ops.attend(cache, layer, slots, fused, heads, out).unwrap();
+    };
+    let mut prompt = ops.prompt(cache, slots[0], rows, heads);
+    let runs = (0..rows).step_by(run).map(|first| {
+        let count = run.min(rows - first);
+        let values = fused.to_data().iter::<f32>().skip(first * heads.width()).take(count * heads.width()).collect();
+        let fused = Tensor::from_data(TensorData::new::<f32, _>(values, [count, heads.width()]), &NdArrayDevice::Cpu);
+        ops.hold(cache, layer, &mut prompt, &fused).unwrap();
+        let out = ops.rows(count, heads.keys());
+        ops.attend_prompt(cache, layer, &prompt, &fused, out).unwrap()
+    });
+    let out = Tensor::cat(runs.collect(), 0);
+    ops.admit_prompt(cache, layer, &mut prompt).unwrap();
+    out
 }
 
 #[test]
@@ -249,7 +264,9 @@ fn a_score_that_is_no_number_is_an_error() {
         let rows = TensorData::new(vec![f32::NAN; 64 * 48], [64, 48]);
         let rows = Tensor::from_data(rows, &NdArrayDevice::Cpu);
         cache.begin(0, 64, true).unwrap();
-        let error = ops.admit(&mut cache, 0, Pass::Prompt(0), &rows, heads).unwrap_err();
+        let mut prompt = ops.prompt(&cache, 0, 64, heads);
+        ops.hold(&mut cache, 0, &mut prompt, &rows).unwrap();
+        let error = ops.admit_prompt(&mut cache, 0, &mut prompt).unwrap_err();
         assert!(error.to_string().starts_with("the score of channel 0 is not a number"), "{error}");
         cache.clear(0);
         assert_eq!(cache.position(0), 0);

@@ -1,7 +1,7 @@
 //! Core against recorded reference tensors: scores, masks, two-region attention.
 
 use thinkey_core::{
-    CachePlan, ChannelMask, HeadLayout, HeadMut, HeadRef, Lambda, Plain, Rows, Span, StorageKind, attend,
+    CachePlan, ChannelMask, HeadLayout, HeadMut, HeadRef, KeyOrder, Lambda, Plain, Rows, Span, StorageKind, attend,
 };
 use thinkey_tests::recording::Recording;
 
@@ -42,7 +42,7 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
     let pages: Vec<u32> = (0..layout.pages).rev().collect();
     let group = queries.shape[0] / keys.shape[0];
     let window = queries.shape[1];
-    let rows = Rows { keys: keys.part(head), values: values.part(head), stride: head_dim };
+    let rows = Rows { keys: keys.part(head), order: KeyOrder::Rows, values: values.part(head), stride: head_dim };
     let mut view = HeadMut::new(layout, bytes_mut(&mut memory), 0).unwrap();
     for query in 0..group {
         view.add_query_energy(queries.part(head * group + query), window, head_dim).unwrap();
@@ -54,7 +54,7 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
     view.admit(&admission, &pages, Some(&mask), rows).unwrap();
     let (key, value) = (tensor("decode_k"), tensor("decode_v"));
     let step = admission.after.admit(1, RECENT, None, false);
-    let row = Rows { keys: key.part(head), values: value.part(head), stride: head_dim };
+    let row = Rows { keys: key.part(head), order: KeyOrder::Rows, values: value.part(head), stride: head_dim };
     view.admit(&step, &pages, Some(&mask), row).unwrap();
     Head { layout, memory, pages, span: step.after, mask, scores }
 }

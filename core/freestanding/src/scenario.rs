@@ -2,7 +2,7 @@
 // header on the wire. Shared by the freestanding binary and by a test on the host, which compares the checksums.
 
 use thinkey_core::{
-    CachePlan, Error, Head, HeadLayout, Lambda, Plain, Rows, StorageKind, attend,
+    CachePlan, Error, Head, HeadLayout, KeyOrder, Lambda, Plain, Rows, StorageKind, attend,
     fixed::FixedHead,
     wire::{self, CacheHeader},
 };
@@ -40,7 +40,7 @@ pub fn run() -> Result<u64, Error> {
     numbers.fill(&mut keys);
     numbers.fill(&mut values);
     numbers.fill(&mut window);
-    head.admit(&window, Rows { keys: &keys, values: &values, stride: D }, PROMPT, true)?;
+    head.admit(&window, Rows { keys: &keys, order: KeyOrder::Rows, values: &values, stride: D }, PROMPT, true)?;
 
     let (mut query, mut key, mut value) = ([0.0; GROUP * D], [0.0; D], [0.0; D]);
     let (mut memory, mut out) = ([0.0; attend::attend_len(GROUP, D)], [0.0; GROUP * D]);
@@ -48,7 +48,7 @@ pub fn run() -> Result<u64, Error> {
         numbers.fill(&mut query);
         numbers.fill(&mut key);
         numbers.fill(&mut value);
-        head.admit(&query, Rows { keys: &key, values: &value, stride: D }, 1, false)?;
+        head.admit(&query, Rows { keys: &key, order: KeyOrder::Rows, values: &value, stride: D }, 1, false)?;
         attend::attend(&Plain, &head.view()?, &query, usize::MAX, &mut memory, &mut out)?;
         for x in out {
             sum = hash(sum, &x.to_bits().to_le_bytes());

@@ -1,6 +1,6 @@
 //! What an admission writes: thinned keys and moved values into blocks, the others into the ring.
 
-use super::Rows;
+use super::{KeyOrder, Rows};
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout,
     quant::{CodeKind, GROUP, QUAD},
@@ -16,14 +16,45 @@ pub(super) struct Parts<'a> {
     pub(super) ring_values: &'a mut [u8],
 }
 
-/// Where the whole tokens of an admission are: the first `held` in the ring, the others in rows.
+/// Where numbers of tokens lie.
+#[derive(Clone, Copy)]
+struct Steps {
+    /// Elements between two blocks of 32 tokens.
+    block: usize,
+    /// Between two tokens of a block.
+    token: usize,
+    /// Between two channels.
+    channel: usize,
+}
+
+impl Steps {
+    /// Of rows `stride` apart.
+    const fn rows(stride: usize) -> Self {
+        Self { block: BLOCK * stride, token: stride, channel: 1 }
+    }
+
+    /// Of the keys of `rows`.
+    const fn keys(rows: &Rows<'_>, head_dim: usize) -> Self {
+        match rows.order {
+            KeyOrder::Rows => Self::rows(rows.stride),
+            KeyOrder::Blocks => Self { block: BLOCK * head_dim, token: 1, channel: BLOCK },
+        }
+    }
+
+    #[inline(always)]
+    const fn at(self, token: usize, channel: usize) -> usize {
+        token / BLOCK * self.block + token % BLOCK * self.token + channel * self.channel
+    }
+}
+
+/// Where the whole tokens of an admission are: the first `held` in the ring, the others new.
 struct Whole<'a, E> {
     ring: &'a [E],
     held: usize,
     /// Elements between two tokens and between two channels of the ring.
     ring_steps: (usize, usize),
-    rows: &'a [f32],
-    row_stride: usize,
+    new: &'a [f32],
+    steps: Steps,
 }
 
 impl<E: Element> Whole<'_, E> {
@@ -32,7 +63,7 @@ impl<E: Element> Whole<'_, E> {
         if token < self.held {
             self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1]
         } else {
-            E::store(self.rows[(token - self.held) * self.row_stride + channel])
+            E::store(self.new[self.steps.at(token - self.held, channel)])
         }
     }
 
@@ -42,11 +73,11 @@ impl<E: Element> Whole<'_, E> {
         if token < self.held {
             self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1].load()
         } else {
-            self.rows[(token - self.held) * self.row_stride + channel]
+            self.new[self.steps.at(token - self.held, channel)]
         }
     }
 
-    /// The numbers of `channels` of a token into `out`, as [`number`](Self::number).
+    /// The numbers of `channels` of a token's value into `out`, as [`number`](Self::number). Values lie in rows.
     #[inline(always)]
     fn copy(&self, token: usize, channels: Range<usize>, out: &mut [f32]) {
         if token < self.held {
@@ -54,7 +85,7 @@ impl<E: Element> Whole<'_, E> {
                 *x = self.number(token, channel);
             }
         } else {
-            let row = &self.rows[(token - self.held) * self.row_stride..][channels];
+            let row = &self.new[self.steps.at(token - self.held, channels.start)..][..channels.len()];
             out[..row.len()].copy_from_slice(row);
         }
     }
@@ -132,8 +163,8 @@ impl Parts<'_> {
             ring: elements::<E>(self.ring_keys)?,
             held: admission.before.recent as usize,
             ring_steps: (1, layout.ring_stride()),
-            rows: rows.keys,
-            row_stride: rows.stride,
+            new: rows.keys,
+            steps: Steps::keys(&rows, layout.head_dim as usize),
         };
         for block in admission.new_blocks() {
             let (lanes, first) = admission.lanes(block);
@@ -167,8 +198,8 @@ impl Parts<'_> {
             ring: elements::<E>(self.ring_values)?,
             held: admission.before.recent as usize,
             ring_steps: (head_dim, 1),
-            rows: rows.values,
-            row_stride: rows.stride,
+            new: rows.values,
+            steps: Steps::rows(rows.stride),
         };
         for block in admission.new_blocks() {
             let (lanes, first) = admission.lanes(block);
@@ -200,11 +231,12 @@ impl Parts<'_> {
     ) -> Result<(), Error> {
         let (held, gone) = (admission.before.recent as usize, admission.thinned);
         let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
+        let steps = Steps::keys(&rows, layout.head_dim as usize);
         let ring = elements_mut::<E>(self.ring_keys)?;
         for (channel, lanes) in ring.chunks_exact_mut(layout.ring_stride()).take(layout.head_dim as usize).enumerate() {
             lanes.copy_within(held - stay..held, 0);
             for (token, lane) in (skip..admission.new).zip(&mut lanes[stay..]) {
-                *lane = E::store(rows.keys[token * rows.stride + channel]);
+                *lane = E::store(rows.keys[steps.at(token, channel)]);
             }
         }
         Ok(())

@@ -55,6 +55,37 @@ pub(super) fn add_rows(
     Ok(())
 }
 
+/// Adds the squares of `tokens` keys of D = `energy.len()` channels to `energy`; they lie channel-major in blocks of 32
+/// tokens, `[block][D][32]`.
+///
+/// # Errors
+/// [`Error::Length`] where `blocks` is shorter than the blocks of the tokens.
+pub fn add_block_energy(blocks: &[f32], tokens: usize, energy: &mut [f32]) -> Result<(), Error> {
+    /// Sums side by side: one alone would wait for its own latency.
+    const SUMS: usize = 8;
+    let expected = tokens.next_multiple_of(BLOCK) * energy.len();
+    if blocks.len() < expected {
+        return Err(Error::Length { what: "key blocks", expected, actual: blocks.len() });
+    }
+    for (first, block) in (0..tokens).step_by(BLOCK).zip(blocks.chunks(BLOCK * energy.len())) {
+        let count = BLOCK.min(tokens - first);
+        for (energy, lanes) in energy.iter_mut().zip(block.chunks_exact(BLOCK)) {
+            let mut sums = [0.0f32; SUMS];
+            let (whole, rest) = lanes[..count].as_chunks::<SUMS>();
+            for lanes in whole {
+                for (sum, &x) in sums.iter_mut().zip(lanes) {
+                    *sum += x * x;
+                }
+            }
+            for (sum, &x) in sums.iter_mut().zip(rest) {
+                *sum += x * x;
+            }
+            *energy += sums.iter().sum::<f32>();
+        }
+    }
+    Ok(())
+}
+
 /// Channel scores from the summed squares of `queries` query rows (window × group) and of `keys` key rows.
 ///
 /// Both energies and `scores` have one entry a channel.
@@ -121,6 +152,26 @@ mod tests {
                 let ours = f64::from(scores[j]) * (w * s) as f64;
                 prop_assert!((ours - frobenius).abs() <= 1e-5 * frobenius.max(1e-9), "{ours} {frobenius}");
             }
+        }
+    }
+
+    proptest! {
+        /// However keys lie, their energies are the same.
+        #[test]
+        fn blocks_have_the_energy_of_their_tokens(k in prop::collection::vec(-3.0f32..3.0, 5..5 * 80)) {
+            let (d, tokens) = (5, k.len() / 5);
+            let mut blocks = std::vec![f32::NAN; tokens.next_multiple_of(BLOCK) * d];
+            for (at, &x) in k[..tokens * d].iter().enumerate() {
+                let (token, channel) = (at / d, at % d);
+                blocks[(token / BLOCK * d + channel) * BLOCK + token % BLOCK] = x;
+            }
+            let mut energy = [1.0; 5];
+            add_block_energy(&blocks, tokens, &mut energy).unwrap();
+            for (channel, &energy) in energy.iter().enumerate() {
+                let squares: f64 = (0..tokens).map(|token| f64::from(k[token * d + channel]).powi(2)).sum();
+                prop_assert!((f64::from(energy) - 1.0 - squares).abs() <= 1e-5 * (1.0 + squares));
+            }
+            prop_assert!(add_block_energy(&blocks[1..], tokens, &mut [0.0; 5]).is_err());
         }
     }
 

@@ -6,15 +6,16 @@ use super::{
     gemm::{Shape, Strided, StridedMut, gemm_panel},
     loops::SimdLoops,
     pool::Pool,
-    simd::{LANES, Level},
+    prompt::{Prompt, Region, padded, past_len},
+    simd::Level,
 };
-use crate::ops::Cache;
+use crate::ops::{Cache, Heads};
 use std::{
     ops::Range,
     sync::{Mutex, PoisonError},
 };
 use thinkey_core::{
-    BLOCK, CachePlan, Error, HeadLayout, HeadRef, Loops, Partial, Span,
+    BLOCK, CachePlan, Error, HeadRef, Loops, Partial,
     attend::{self, Queries},
 };
 
@@ -23,8 +24,6 @@ use thinkey_core::{
 pub struct AttentionScratch {
     /// One a task (decode) or thread (prefill). The locks are never contended.
     tasks: Vec<Mutex<AlignedVec>>,
-    /// Packed keys and values of one KV head.
-    packed: AlignedVec,
 }
 
 impl AttentionScratch {
@@ -51,33 +50,12 @@ impl AttentionScratch {
             + (threads - both) * tile
             + tasks.max(threads) * size_of::<Mutex<AlignedVec>>()
     }
-
-    /// Most bytes of packed keys and values, of a prompt of up to `prompt` tokens and of what the cache held before it;
-    /// the most channels that a head keeps are `kept`.
-    ///
-    /// A token costs least in the prefix, so it is most with as many new ones as there may be. What rounding to blocks
-    /// adds is counted in full, which is at most 64 tokens more than any split of them takes.
-    #[must_use]
-    pub fn packed_bytes(plan: &CachePlan, kept: usize, prompt: usize) -> usize {
-        let (whole, thin) = (plan.head_dim + padded(plan.head_dim), kept + padded(plan.head_dim));
-        let past = plan.tokens.saturating_sub(prompt);
-        let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
-        let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
-        let lanes = prompt.next_multiple_of(BLOCK) + recent + 2 * BLOCK;
-        let pack = 2 * plan.head_dim * size_of::<f32>() + 3 * size_of::<Region<'_>>();
-        AlignedVec::bytes(lanes * whole + blocks * BLOCK * thin) + pack
-    }
 }
 
 /// Tasks that the tokens of a KV head are split over, at most, where `units` KV heads of all sequences are at work: two
 /// a thread together. More would share the work more evenly, but each begins with memory that nobody fetched in advance.
 const fn splits(threads: usize, units: usize) -> usize {
     (2 * threads).div_ceil(if units == 0 { 1 } else { units })
-}
-
-/// Channels of a packed value, in whole pairs of vectors.
-const fn padded(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(2 * LANES)
 }
 
 /// Floats that a [`Tile`] computes in.
@@ -103,6 +81,16 @@ pub struct Fused<'a> {
     pub kv_heads: usize,
     /// Channels per head.
     pub head_dim: usize,
+}
+
+impl<'a> Fused<'a> {
+    /// Rows that lie as `heads` says.
+    #[must_use]
+    pub const fn new(data: &'a [f32], heads: Heads) -> Self {
+        let (stride, keys, values) = (heads.width(), heads.keys(), heads.values());
+        let Heads { heads, kv_heads, head_dim } = heads;
+        Self { data, stride, keys, values, heads, kv_heads, head_dim }
+    }
 }
 
 /// Fewest blocks that are worth a task of their own.
@@ -187,66 +175,61 @@ const TILE_ROWS: usize = 48;
 /// Keys between two steps of the online softmax.
 const TILE_KEYS: usize = 128;
 
-/// A run of keys that a KV head's queries see, packed: keys [block][channels][32], values [token][padded D].
-struct Region<'a> {
-    keys: &'a [f32],
-    values: &'a [f32],
-    channels: usize,
-    /// Lanes, hidden ones included.
-    lanes: usize,
-    /// Lanes at the front that are no tokens.
-    hidden: usize,
-    /// Position of lane 0; negative where hidden lanes come before the first token of all.
-    position: isize,
-    thin: bool,
-}
-
-/// Exact attention of `rows` new tokens of `slot` to the cache as it was before the step, and causally to each other;
-/// `out` is [rows, heads · D].
+/// Exact attention of the newest rows of `prompt`, those of `fused`, to the cache as it was before the step, to the rows
+/// before them, and causally to each other; `out` is [rows, heads · D].
 ///
 /// # Errors
 /// Where slices do not fit.
+///
+/// # Panics
+/// Where the prompt [holds](Prompt::hold) fewer rows.
 pub fn prefill(
     (pool, level): (&Pool, Level),
     cache: &ThinCache,
     layer: usize,
-    (slot, rows): (usize, usize),
+    prompt: &Prompt,
     fused: Fused<'_>,
     out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) -> Result<(), Error> {
-    let Fused { heads, kv_heads, head_dim, .. } = fused;
-    let group = heads / kv_heads;
-    let padded = padded(head_dim);
+    let Fused { heads, kv_heads, head_dim, stride, .. } = fused;
+    let (group, padded, rows) = (heads / kv_heads, padded(head_dim), fused.data.len() / stride);
     let expected = rows * heads * head_dim;
     if out.len() != expected {
         return Err(Error::Length { what: "attention output", expected, actual: out.len() });
     }
+    assert!(rows <= prompt.held(), "{rows} rows of {} that are held", prompt.held());
     scratch.tasks(pool.threads(), tile_len(head_dim));
-    let AttentionScratch { tasks, packed } = scratch;
-    let position = cache.position(slot);
+    let tasks = &scratch.tasks;
+    let first = cache.position(prompt.slot());
+    let position = first + prompt.held() - rows;
     let window = cache.plan().window.unwrap_or(usize::MAX);
-    for kv_head in 0..kv_heads {
-        let past = cache.head(layer, kv_head, slot, false)?;
-        let regions = pack(&past, fused, kv_head, rows, position, padded, packed)?;
-        let tiles = rows.div_ceil(TILE_ROWS);
-        let shared = Shared { data: out.as_mut_ptr(), stride: heads * head_dim };
-        pool.run_on_threads(tiles * group, &|task, thread| {
-            // The last rows see most keys: they first, so that no thread is left with a long tile at the end.
-            let (tile, member) = (tiles - 1 - task / group, task % group);
-            let first = tile * TILE_ROWS;
-            let range = first..rows.min(first + TILE_ROWS);
-            let head = kv_head * group + member;
-            let mut memory = tasks[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let tile = Tile { level, fused, head, rows: range, position, window, padded };
-            let result = tile.run(&regions, &past, &mut memory);
-            for (row, mix) in tile.rows.clone().zip(result.chunks_exact(padded)) {
-                // SAFETY: `out` has `rows` rows of `heads` heads (checked above); this task alone writes this head's part
-                // of its rows, and `out` is borrowed mutably until the run has ended.
-                unsafe { shared.write(row, head * head_dim, &mix[..head_dim]) };
-            }
-        });
+    let (mut seen, mut before) = (Vec::with_capacity(kv_heads), 0);
+    for head in 0..kv_heads {
+        let past = cache.head(layer, head, prompt.slot(), false)?;
+        seen.push((prompt.regions(head, before, &past, first), past));
+        before += past_len(&past);
     }
+    let tiles = rows.div_ceil(TILE_ROWS);
+    let shared = Shared { data: out.as_mut_ptr(), stride: heads * head_dim };
+    pool.run_on_threads(kv_heads * tiles * group, &|task, thread| {
+        // Head after head, whose keys stay near. The last rows see most keys: they first, so that no thread is left with
+        // a long tile at the end.
+        let (kv_head, task) = (task / (tiles * group), task % (tiles * group));
+        let (tile, member) = (tiles - 1 - task / group, task % group);
+        let first = tile * TILE_ROWS;
+        let range = first..rows.min(first + TILE_ROWS);
+        let head = kv_head * group + member;
+        let (regions, past) = &seen[kv_head];
+        let mut memory = tasks[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let tile = Tile { level, fused, head, rows: range, position, window, padded };
+        let result = tile.run(regions, past, &mut memory);
+        for (row, mix) in tile.rows.clone().zip(result.chunks_exact(padded)) {
+            // SAFETY: `out` has `rows` rows of `heads` heads (checked above); this task alone writes this head's part
+            // of its rows, and `out` is borrowed mutably until the run has ended.
+            unsafe { shared.write(row, head * head_dim, &mix[..head_dim]) };
+        }
+    });
     Ok(())
 }
 
@@ -269,80 +252,6 @@ impl Shared {
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
         }
     }
-}
-
-/// Channels and lanes of the regions of a prompt of `rows` tokens to a cache as `span` says.
-const fn regions(span: Span, kept: usize, head_dim: usize, rows: usize) -> [(usize, usize); 3] {
-    [
-        (kept, span.blocks as usize * BLOCK),
-        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
-        (head_dim, rows.next_multiple_of(BLOCK)),
-    ]
-}
-
-/// Floats that regions take together.
-fn packed_len(regions: [(usize, usize); 3], padded: usize) -> usize {
-    regions.iter().map(|&(channels, lanes)| lanes * (channels + padded)).sum()
-}
-
-/// Packs what a KV head's queries see: thin prefix, ring, new tokens.
-fn pack<'p>(
-    past: &HeadRef<'_>,
-    fused: Fused<'_>,
-    kv_head: usize,
-    rows: usize,
-    position: usize,
-    padded: usize,
-    packed: &'p mut AlignedVec,
-) -> Result<Vec<Region<'p>>, Error> {
-    let (head_dim, span) = (fused.head_dim, past.span());
-    let kept = past.layout().kept as usize;
-    let sizes = regions(span, kept, head_dim, rows);
-    packed.grow(packed_len(sizes, padded));
-    let (mut key, mut value) = (vec![0.0; head_dim], vec![0.0; head_dim]);
-    let mut regions = Vec::with_capacity(3);
-    let mut rest = &mut packed[..];
-    for (index, (channels, lanes)) in sizes.into_iter().enumerate() {
-        let (keys, tail) = rest.split_at_mut(lanes * channels);
-        let (values, tail) = tail.split_at_mut(lanes * padded);
-        rest = tail;
-        keys.fill(0.0);
-        values.fill(0.0);
-        let (hidden, tokens) = match index {
-            0 => (span.hidden as usize, span.prefix()),
-            1 => (0, span.recent as usize),
-            _ => (0, rows),
-        };
-        if index == 0 {
-            for block in 0..span.blocks as usize {
-                past.read_key_block(block, &mut keys[block * BLOCK * channels..][..BLOCK * channels])?;
-                past.read_value_block(block, &mut values[block * BLOCK * padded..][..BLOCK * padded], padded)?;
-            }
-        } else {
-            for token in 0..tokens {
-                if index == 1 {
-                    past.read_recent(token, &mut key, &mut value)?;
-                } else {
-                    let row = &fused.data[token * fused.stride..];
-                    key.copy_from_slice(&row[fused.keys + kv_head * head_dim..][..head_dim]);
-                    value.copy_from_slice(&row[fused.values + kv_head * head_dim..][..head_dim]);
-                }
-                let block = &mut keys[token / BLOCK * BLOCK * channels..];
-                for (channel, &x) in key[..channels].iter().enumerate() {
-                    block[channel * BLOCK + token % BLOCK] = x;
-                }
-                values[token * padded..][..head_dim].copy_from_slice(&value);
-            }
-        }
-        let before = match index {
-            0 => span.tokens() as isize + hidden as isize,
-            1 => span.recent as isize,
-            _ => 0,
-        };
-        let position = position as isize - before;
-        regions.push(Region { keys, values, channels, lanes: hidden + tokens, hidden, position, thin: index == 0 });
-    }
-    Ok(regions)
 }
 
 /// The rows of one query head that a task computes.
@@ -455,46 +364,6 @@ impl Tile<'_> {
             }
             sum[index] = sum[index] * shrink + SimdLoops(self.level).exponentials(seen, largest);
             max[index] = largest;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use thinkey_core::StorageKind;
-
-    proptest! {
-        /// However a sequence comes to its tokens: by prompts and steps of any lengths.
-        #[test]
-        fn packed_regions_stay_within_what_is_told(
-            head_dim in 8usize..80,
-            thinned in 0usize..8,
-            recent in 0usize..100,
-            window in prop::option::of(1usize..400),
-            tokens in 1usize..700,
-            prompt in 1usize..700,
-            feeds in prop::collection::vec((any::<bool>(), 1usize..300), 1..12),
-        ) {
-            let (kind, kept) = (StorageKind::F32, head_dim - thinned);
-            let plan = CachePlan {
-                layers: 1, kv_heads: 1, head_dim, recent, slots: 1, tokens, window, keys: kind, values: kind,
-            };
-            let most = AttentionScratch::packed_bytes(&plan, kept, prompt);
-            let (mut span, mut position) = (Span::default(), 0);
-            for (is_prompt, new) in feeds {
-                let new = new.min(prompt).min(tokens - position);
-                if new == 0 {
-                    break;
-                }
-                for new in if is_prompt { vec![new] } else { vec![1; new] } {
-                    let floats = packed_len(regions(span, kept, head_dim, new), padded(head_dim));
-                    prop_assert!(AlignedVec::bytes(floats) <= most, "{new} tokens after {span:?}: {floats} floats");
-                    span = span.admit(new, recent, window, is_prompt).after;
-                    position += new;
-                }
-            }
         }
     }
 }

@@ -144,6 +144,12 @@ impl ThinCache {
         self.slots[slot].step
     }
 
+    /// Channels that a head keeps, T.
+    #[must_use]
+    pub fn kept(&self, layer: usize, head: usize) -> usize {
+        self.layouts[self.index(layer, head)].kept as usize
+    }
+
     fn index(&self, layer: usize, head: usize) -> usize {
         layer * self.plan.kv_heads + head
     }
@@ -181,16 +187,17 @@ impl ThinCache {
     /// # Panics
     /// Where no step is under way.
     pub fn steps(&mut self, layer: usize, slot: usize) -> impl Iterator<Item = Result<HeadStep<'_>, Error>> {
-        let Self { plan, layouts, starts, arena, masks, slots, .. } = self;
+        let Self { plan, window, layouts, starts, arena, masks, slots, .. } = self;
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
+        let scored = state.scored + step.new.min(*window);
         let (first, at) = (layer * plan.kv_heads, slot * layouts.len());
         let mut rest = &mut arena[starts[first]..];
         masks[at + first..][..plan.kv_heads].iter_mut().zip(first..).map(move |(mask, index)| {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, mask, step, pages: &state.pages, scored: state.scored })
+            Ok(HeadStep { view, mask, step, pages: &state.pages, scored })
         })
     }
 }
@@ -203,34 +210,36 @@ pub struct HeadStep<'a> {
     step: Admission,
     /// Page table after the step.
     pages: &'a [u32],
-    /// Query rows of each query head in the energies before the step.
+    /// Query rows of each query head in the energies, those of the step included.
     scored: usize,
 }
 
 impl HeadStep<'_> {
-    /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
-    /// leaves the ring, stores the rest whole.
+    /// Counts the squares of query rows for the score, if channels are still to be chosen: the newest W of the step, in
+    /// one call or more. `queries` yields rows of each query head of the group, as (data, rows, stride).
     ///
-    /// `queries` yields the newest query rows of each query head of the group, as (data, rows, stride).
+    /// # Errors
+    /// Where slices do not fit.
+    pub fn add_queries<'q>(&mut self, queries: impl Iterator<Item = (&'q [f32], usize, usize)>) -> Result<(), Error> {
+        let Self { view, mask, .. } = self;
+        if mask.is_none() {
+            for (data, count, stride) in queries {
+                view.add_query_energy(data, count, stride)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
+    /// leaves the ring, stores the rest whole. The queries of the `group` query heads are [counted](Self::add_queries)
+    /// before.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
-    pub fn admit<'q>(
-        &mut self,
-        queries: impl Iterator<Item = (&'q [f32], usize, usize)>,
-        rows: Rows<'_>,
-    ) -> Result<(), Error> {
+    pub fn admit(&mut self, group: usize, rows: Rows<'_>) -> Result<(), Error> {
         let Self { view, mask, step, pages, scored } = self;
-        if mask.is_none() {
-            let (mut counted, mut group) = (0, 0);
-            for (data, count, stride) in queries {
-                view.add_query_energy(data, count, stride)?;
-                counted += count;
-                group += 1;
-            }
-            if !step.new_blocks().is_empty() {
-                **mask = Some(view.choose(step.before.recent as usize, rows, step.new, counted + *scored * group)?);
-            }
+        if mask.is_none() && !step.new_blocks().is_empty() {
+            **mask = Some(view.choose(step.before.recent as usize, rows, step.new, *scored * group)?);
         }
         view.admit(step, pages, mask.as_ref(), rows)
     }

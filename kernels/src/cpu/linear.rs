@@ -103,7 +103,7 @@ pub enum Mode {
 }
 
 /// Buffers of [`Linear::forward`], one set for any number of layers. They grow to what the largest layer needs and
-/// are never allocated again.
+/// are not allocated again until they [rest](LinearScratch::rest).
 #[derive(Debug, Default)]
 pub struct LinearScratch {
     /// x with its rows padded, where their length is no whole number of vectors.
@@ -124,6 +124,12 @@ struct Panels {
 }
 
 impl LinearScratch {
+    /// Gives back what only many rows of x need.
+    pub fn rest(&mut self) {
+        self.quantised_rows = PanelRows::default();
+        self.panels = Vec::new();
+    }
+
     /// Most bytes of these buffers, for layers of `cols` columns and up to `rows` rows of x at once on `threads` threads.
     #[must_use]
     pub fn bytes(threads: usize, rows: usize, cols: &[usize]) -> usize {

@@ -12,6 +12,7 @@ pub mod linear;
 pub mod loops;
 mod ops;
 pub mod pool;
+pub mod prompt;
 pub mod rows;
 // `self` is the proof that the level's instructions exist, not what is converted.
 #[allow(clippy::wrong_self_convention)]

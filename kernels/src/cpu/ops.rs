@@ -6,12 +6,13 @@ use super::{
     cache::{CacheError, ThinCache},
     linear::{Activations, Arithmetic, Linear, LinearError, LinearScratch, Mode},
     pool::Pool,
+    prompt::Prompt,
     rows::{self, Rotary},
     simd::Level,
 };
 use crate::{
     format::Matrix,
-    ops::{HeadNorms, Heads, Norm, Pass, Rotation, Rows, ThinOps, Vector},
+    ops::{HeadNorms, Heads, Norm, Rotation, Rows, ThinOps, Vector},
 };
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
@@ -19,10 +20,6 @@ use std::ops::Range;
 use thinkey_core::{CachePlan, Error};
 
 type Backend = NdArray<f32>;
-
-/// Rows that go through a feed-forward part, or a projection, at once: intermediate results of a long prompt are never
-/// held for all of it. Weights are dequantised once a chunk, which is why it is not smaller.
-const CHUNK: usize = 1024;
 
 /// [`ThinOps`] for burn's ndarray backend: SIMD of the machine's best level on the threads of a pool.
 #[derive(Debug)]
@@ -52,19 +49,21 @@ pub struct Demand {
     pub kept: usize,
     /// Most tokens of a prompt.
     pub prompt: usize,
+    /// Most rows that an operation computes at once, of a prompt or of a step.
+    pub rows: usize,
     /// The cache.
     pub cache: CachePlan,
 }
 
-/// Most bytes of the buffers that [`Cpu`] computes in, by what they are for. They grow to what the largest call needs
-/// and stay.
+/// Most bytes of the buffers that [`Cpu`] computes in, by what they are for. They grow to what the largest call needs and
+/// stay, those of a prompt [until it is through](ThinOps::rest).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScratchBytes {
-    /// Intermediate results of a feed-forward part, for a chunk of a prompt or for the rows of a step.
+    /// Intermediate results of a feed-forward part, for a run of a prompt's rows or for those of a step.
     pub chunks: usize,
     /// Dequantised weights, and activations in the form that products read.
     pub panels: usize,
-    /// Keys and values of one KV head that a prompt attends to.
+    /// Keys and values of one layer that a prompt attends to.
     pub packed: usize,
     /// Scores and partial results of attention.
     pub tasks: usize,
@@ -74,7 +73,13 @@ impl ScratchBytes {
     /// All together.
     #[must_use]
     pub const fn total(&self) -> usize {
-        self.chunks + self.panels + self.packed + self.tasks
+        self.prompt() + self.tasks
+    }
+
+    /// Those that are [given back](ThinOps::rest) after a long prompt: all but what a step needs of them.
+    #[must_use]
+    pub const fn prompt(&self) -> usize {
+        self.chunks + self.panels + self.packed
     }
 }
 
@@ -82,12 +87,11 @@ impl Cpu {
     /// Most bytes that the buffers come to.
     #[must_use]
     pub fn scratch_bytes(demand: &Demand) -> ScratchBytes {
-        let Demand { threads, width, inner, heads, kept, prompt, cache } = *demand;
-        let rows = prompt.max(cache.slots).min(CHUNK);
+        let Demand { threads, width, inner, heads, kept, prompt, rows, cache } = *demand;
         ScratchBytes {
             chunks: rows * (width + 2 * inner + inner) * size_of::<f32>(),
             panels: LinearScratch::bytes(threads, rows, &[width, heads * cache.head_dim, inner]),
-            packed: AttentionScratch::packed_bytes(&cache, kept, prompt),
+            packed: Prompt::bytes(&cache, kept, prompt),
             tasks: AttentionScratch::task_bytes(threads, &cache, heads),
         }
     }
@@ -156,16 +160,11 @@ fn floats(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-fn fused(data: &[f32], heads: Heads) -> Fused<'_> {
-    let Heads { heads: count, kv_heads, head_dim } = heads;
-    let (stride, keys, values) = (heads.width(), heads.keys(), heads.values());
-    Fused { data, stride, keys, values, heads: count, kv_heads, head_dim }
-}
-
 impl ThinOps for Cpu {
     type Backend = Backend;
     type Linear = Linear;
     type Cache = ThinCache;
+    type Prompt = Prompt;
 
     fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Linear, LinearError> {
         Linear::new(parts, bias)
@@ -208,14 +207,12 @@ impl ThinOps for Cpu {
     ) -> Rows<Self> {
         let arithmetic = self.arithmetic();
         let Self { pool, level, linear: scratch, normed, .. } = self;
-        let (width, features) = (linear.cols(), linear.rows());
+        let width = linear.cols();
         let mut body = |x: &[f32], weight: &[f32], out: &mut [f32]| {
             let x = &x[rows.start * width..rows.end * width];
-            for (x, out) in x.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK * features)) {
-                let normed = floats(normed, x.len());
-                rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
-                linear.forward(pool, arithmetic, normed, out, Mode::Store, scratch);
-            }
+            let normed = floats(normed, x.len());
+            rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
+            linear.forward(pool, arithmetic, normed, out, Mode::Store, scratch);
         };
         read(x, |x| read(&norm.weight, |weight| write(out, |out| body(x, weight, out)))).0
     }
@@ -244,16 +241,13 @@ impl ThinOps for Cpu {
         &mut self,
         cache: &mut ThinCache,
         layer: usize,
-        pass: Pass<'_>,
+        slots: &[usize],
         rows: &Rows<Self>,
         heads: Heads,
     ) -> Result<(), Error> {
-        // Not by `dims`, which allocates.
-        read(rows, |data| match pass {
-            Pass::Prompt(slot) => admit(&self.pool, cache, layer, slot, data.len() / heads.width(), fused(data, heads)),
-            Pass::Steps(slots) => slots.iter().enumerate().try_for_each(|(row, &slot)| {
-                admit(&self.pool, cache, layer, slot, 1, fused(&data[row * heads.width()..], heads))
-            }),
+        read(rows, |data| {
+            let rows = slots.iter().zip(data.chunks_exact(heads.width()));
+            rows.into_iter().try_for_each(|(&slot, row)| admit(cache, layer, slot, Fused::new(row, heads)))
         })
     }
 
@@ -261,47 +255,92 @@ impl ThinOps for Cpu {
         &mut self,
         cache: &ThinCache,
         layer: usize,
-        pass: Pass<'_>,
+        slots: &[usize],
         rows: &Rows<Self>,
         heads: Heads,
         out: Rows<Self>,
     ) -> Result<Rows<Self>, Error> {
         let Self { pool, level, attention: scratch, .. } = self;
-        let machine = (&*pool, *level);
-        let mut body = |data: &[f32], out: &mut [f32]| match pass {
-            Pass::Prompt(slot) => {
-                let rows = data.len() / heads.width();
-                attention::prefill(machine, cache, layer, (slot, rows), fused(data, heads), out, scratch)
-            }
-            Pass::Steps(slots) => attention::decode(machine, cache, layer, slots, fused(data, heads), out, scratch),
+        let mut body = |data: &[f32], out: &mut [f32]| {
+            attention::decode((&*pool, *level), cache, layer, slots, Fused::new(data, heads), out, scratch)
         };
         let (out, result) = read(rows, |data| write(out, |out| body(data, out)));
         result.map(|()| out)
     }
 
-    fn add_linear(&mut self, input: &Rows<Self>, linear: &Linear, x: Rows<Self>) -> Rows<Self> {
-        let arithmetic = self.arithmetic();
-        let Self { pool, linear: scratch, .. } = self;
-        read(input, |input| write(x, |x| linear.forward(pool, arithmetic, input, x, Mode::Add, scratch))).0
+    fn prompt(&self, cache: &ThinCache, slot: usize, rows: usize, heads: Heads) -> Prompt {
+        Prompt::new(cache, slot, rows, heads)
     }
 
-    fn feed_forward(&mut self, x: Rows<Self>, norm: &Norm<Backend>, gate_up: &Linear, down: &Linear) -> Rows<Self> {
+    fn hold(
+        &mut self,
+        cache: &mut ThinCache,
+        layer: usize,
+        prompt: &mut Prompt,
+        rows: &Rows<Self>,
+    ) -> Result<(), Error> {
+        read(rows, |data| prompt.hold(&self.pool, cache, layer, Fused::new(data, prompt.heads())))
+    }
+
+    fn attend_prompt(
+        &mut self,
+        cache: &ThinCache,
+        layer: usize,
+        prompt: &Prompt,
+        rows: &Rows<Self>,
+        out: Rows<Self>,
+    ) -> Result<Rows<Self>, Error> {
+        let Self { pool, level, attention: scratch, .. } = self;
+        let mut body = |data: &[f32], out: &mut [f32]| {
+            let fused = Fused::new(data, prompt.heads());
+            attention::prefill((&*pool, *level), cache, layer, prompt, fused, out, scratch)
+        };
+        let (out, result) = read(rows, |data| write(out, |out| body(data, out)));
+        result.map(|()| out)
+    }
+
+    fn admit_prompt(&mut self, cache: &mut ThinCache, layer: usize, prompt: &mut Prompt) -> Result<(), Error> {
+        prompt.admit(&self.pool, cache, layer)
+    }
+
+    fn add_linear(&mut self, input: &Rows<Self>, linear: &Linear, x: Rows<Self>, rows: Range<usize>) -> Rows<Self> {
+        let arithmetic = self.arithmetic();
+        let Self { pool, linear: scratch, .. } = self;
+        let rows = rows.start * linear.rows()..rows.end * linear.rows();
+        let mut body = |input: &[f32], x: &mut [f32]| {
+            linear.forward(pool, arithmetic, input, &mut x[rows.clone()], Mode::Add, scratch);
+        };
+        read(input, |input| write(x, |x| body(input, x))).0
+    }
+
+    fn feed_forward(
+        &mut self,
+        x: Rows<Self>,
+        rows: Range<usize>,
+        norm: &Norm<Backend>,
+        gate_up: &Linear,
+        down: &Linear,
+    ) -> Rows<Self> {
         let arithmetic = self.arithmetic();
         let Self { pool, level, linear: scratch, normed, wide, gated, .. } = self;
         let (width, inner) = (gate_up.cols(), down.cols());
         let mut body = |weight: &[f32], x: &mut [f32]| {
-            for x in x.chunks_mut(CHUNK * width) {
-                let rows = x.len() / width;
-                let normed = floats(normed, x.len());
-                rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
-                let wide = floats(wide, rows * 2 * inner);
-                gate_up.forward(pool, arithmetic, normed, wide, Mode::Store, scratch);
-                let gated = floats(gated, rows * inner);
-                rows::gated_silu(pool, *level, wide, inner, gated);
-                down.forward(pool, arithmetic, gated, x, Mode::Add, scratch);
-            }
+            let x = &mut x[rows.start * width..rows.end * width];
+            let normed = floats(normed, x.len());
+            rows::rms_norm(pool, *level, x, weight, norm.eps, normed);
+            let wide = floats(wide, rows.len() * 2 * inner);
+            gate_up.forward(pool, arithmetic, normed, wide, Mode::Store, scratch);
+            let gated = floats(gated, rows.len() * inner);
+            rows::gated_silu(pool, *level, wide, inner, gated);
+            down.forward(pool, arithmetic, gated, x, Mode::Add, scratch);
         };
         read(&norm.weight, |weight| write(x, |x| body(weight, x))).0
+    }
+
+    fn rest(&mut self) {
+        let Self { linear, normed, wide, gated, .. } = self;
+        linear.rest();
+        [normed, wide, gated].into_iter().for_each(|buffer| *buffer = Vec::new());
     }
 
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {

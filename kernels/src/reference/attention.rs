@@ -7,18 +7,18 @@ use burn::tensor::{Tensor, TensorData, activation::softmax, backend::Backend};
 /// Query rows at once: bounds the scores that are held.
 const ROWS: usize = 512;
 
-/// The attention output of `fused`, rows of new tokens of `slot`: [rows, heads · D]. Keys and values of the rows
-/// themselves come from `fused` where they are `own`, else from the cache.
+/// The attention output of `fused`, rows of new tokens of `slot`: [rows, heads · D]. Where they are the last of the rows
+/// `own`, keys and values of those come from there, else from the cache.
 pub fn attend<B: Backend>(
     cache: &ReferenceCache<B>,
     layer: usize,
     slot: usize,
     fused: Tensor<B, 2>,
+    own: Option<Tensor<B, 2>>,
     heads: Heads,
-    own: bool,
 ) -> Tensor<B, 2> {
     let (rows, dim, group) = (fused.dims()[0], heads.head_dim, heads.group());
-    let first = cache.position(slot);
+    let first = cache.position(slot) + own.as_ref().map_or(0, |own| own.dims()[0] - rows);
     let column = |at: usize| fused.clone().narrow(1, at, dim);
     let mut outputs = Vec::with_capacity(heads.heads);
     for kv_head in 0..heads.kv_heads {
@@ -31,9 +31,9 @@ pub fn attend<B: Backend>(
             whole_keys.push(recent.keys());
             values.push(recent.values());
         }
-        if own {
-            whole_keys.push(column(heads.keys() + kv_head * dim));
-            values.push(column(heads.values() + kv_head * dim));
+        if let Some(own) = &own {
+            whole_keys.push(own.clone().narrow(1, heads.keys() + kv_head * dim, dim));
+            values.push(own.clone().narrow(1, heads.values() + kv_head * dim, dim));
         }
         let (whole_keys, values) = (Tensor::cat(whole_keys, 0), Tensor::cat(values, 0));
         let tokens = values.dims()[0];

@@ -15,7 +15,7 @@ use crate::{
         rows::Pairs,
     },
     format::Matrix,
-    ops::{Heads, Norm, Pass, Rotation, Rows, ThinOps, Vector},
+    ops::{Heads, Norm, Rotation, Rows, ThinOps, Vector},
 };
 use burn::tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend};
 use std::ops::Range;
@@ -25,6 +25,14 @@ use thinkey_core::{CachePlan, Error};
 #[derive(Clone, Debug, Default)]
 pub struct Reference<B: Backend> {
     device: B::Device,
+}
+
+/// The fused rows of a prompt that the layer at hand has so far.
+#[derive(Clone, Debug)]
+pub struct ReferencePrompt<B: Backend> {
+    slot: usize,
+    heads: Heads,
+    held: Vec<Tensor<B, 2>>,
 }
 
 /// A dequantised linear layer.
@@ -70,6 +78,7 @@ impl<B: Backend> ThinOps for Reference<B> {
     type Backend = B;
     type Linear = ReferenceLinear<B>;
     type Cache = ReferenceCache<B>;
+    type Prompt = ReferencePrompt<B>;
 
     fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Self::Linear, LinearError> {
         let layer = Linear::new(parts, bias)?;
@@ -160,58 +169,93 @@ impl<B: Backend> ThinOps for Reference<B> {
         &mut self,
         cache: &mut Self::Cache,
         layer: usize,
-        pass: Pass<'_>,
+        slots: &[usize],
         fused: &Rows<Self>,
         heads: Heads,
     ) -> Result<(), Error> {
-        match pass {
-            Pass::Prompt(slot) => cache.admit(layer, slot, fused.clone(), heads),
-            Pass::Steps(slots) => slots
-                .iter()
-                .enumerate()
-                .try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads)),
-        }
+        let mut rows = slots.iter().enumerate();
+        rows.try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads))
     }
 
     fn attend(
         &mut self,
         cache: &Self::Cache,
         layer: usize,
-        pass: Pass<'_>,
+        slots: &[usize],
         fused: &Rows<Self>,
         heads: Heads,
         _: Rows<Self>,
     ) -> Result<Rows<Self>, Error> {
-        Ok(match pass {
-            Pass::Prompt(slot) => attention::attend(cache, layer, slot, fused.clone(), heads, true),
-            Pass::Steps(slots) => {
-                let row = |(row, &slot): (usize, &usize)| {
-                    attention::attend(cache, layer, slot, fused.clone().narrow(0, row, 1), heads, false)
-                };
-                Tensor::cat(slots.iter().enumerate().map(row).collect(), 0)
-            }
-        })
+        let row = |(row, &slot): (usize, &usize)| {
+            attention::attend(cache, layer, slot, fused.clone().narrow(0, row, 1), None, heads)
+        };
+        Ok(Tensor::cat(slots.iter().enumerate().map(row).collect(), 0))
     }
 
-    fn add_linear(&mut self, input: &Rows<Self>, linear: &Self::Linear, x: Rows<Self>) -> Rows<Self> {
-        x + linear.apply(input.clone())
+    fn prompt(&self, _: &Self::Cache, slot: usize, _: usize, heads: Heads) -> Self::Prompt {
+        ReferencePrompt { slot, heads, held: Vec::new() }
+    }
+
+    fn hold(
+        &mut self,
+        _: &mut Self::Cache,
+        _: usize,
+        prompt: &mut Self::Prompt,
+        fused: &Rows<Self>,
+    ) -> Result<(), Error> {
+        prompt.held.push(fused.clone());
+        Ok(())
+    }
+
+    fn attend_prompt(
+        &mut self,
+        cache: &Self::Cache,
+        layer: usize,
+        prompt: &Self::Prompt,
+        fused: &Rows<Self>,
+        _: Rows<Self>,
+    ) -> Result<Rows<Self>, Error> {
+        let own = Tensor::cat(prompt.held.clone(), 0);
+        Ok(attention::attend(cache, layer, prompt.slot, fused.clone(), Some(own), prompt.heads))
+    }
+
+    fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &mut Self::Prompt) -> Result<(), Error> {
+        cache.admit(layer, prompt.slot, Tensor::cat(std::mem::take(&mut prompt.held), 0), prompt.heads)
+    }
+
+    fn add_linear(
+        &mut self,
+        input: &Rows<Self>,
+        linear: &Self::Linear,
+        x: Rows<Self>,
+        rows: Range<usize>,
+    ) -> Rows<Self> {
+        add(x, rows, linear.apply(input.clone()))
     }
 
     fn feed_forward(
         &mut self,
         x: Rows<Self>,
+        rows: Range<usize>,
         norm: &Norm<B>,
         gate_up: &Self::Linear,
         down: &Self::Linear,
     ) -> Rows<Self> {
-        let wide = gate_up.apply(norm.apply(x.clone()));
+        let wide = gate_up.apply(norm.apply(x.clone().narrow(0, rows.start, rows.len())));
         let [_, both] = wide.dims();
         let (gate, up) = (wide.clone().narrow(1, 0, both / 2), wide.narrow(1, both / 2, both / 2));
-        x + down.apply(silu(gate) * up)
+        add(x, rows, down.apply(silu(gate) * up))
     }
 
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {
         out.clear();
         out.extend(rows.to_data().iter::<f32>());
     }
+}
+
+/// x, to whose rows `rows` others are added.
+fn add<B: Backend>(x: Tensor<B, 2>, rows: Range<usize>, other: Tensor<B, 2>) -> Tensor<B, 2> {
+    let columns = 0..x.dims()[1];
+    let sum = x.clone().slice([rows.clone(), columns.clone()]) + other;
+    x.slice_assign([rows, columns], sum)
 }

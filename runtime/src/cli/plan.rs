@@ -104,7 +104,7 @@ struct Fit {
 
 /// The parts of a plan: headings, and what is under them.
 fn parts(plan: &MemoryPlan) -> [(&'static str, Vec<(&'static str, usize)>); 4] {
-    let MemoryPlan { weights, cache, scratch, prompt, step, logits, upkeep } = *plan;
+    let MemoryPlan { weights, cache, scratch, prompt, step, logits, upkeep, .. } = *plan;
     [
         ("weights", vec![("mapped", weights.mapped), ("converted", weights.converted)]),
         (
@@ -153,7 +153,7 @@ impl Report {
     fn json(&self, checkpoint: &Checkpoint) -> Value {
         let Workload { context, prompt, slots, lambda, recent, keys, values, threads } = self.workload;
         let plan = |plan: &MemoryPlan| {
-            let mut json = json!({ "total": plan.total(), "heap": plan.heap() });
+            let mut json = json!({ "total": plan.total(), "heap": plan.heap(), "not_at_once": plan.not_at_once() });
             for (heading, parts) in parts(plan) {
                 let mut group = json!({ "total": sum(&parts) });
                 for (name, bytes) in parts {
@@ -195,6 +195,10 @@ impl Report {
             for ((name, thin), (_, whole)) in thin.into_iter().zip(whole) {
                 row(&format!("  {name}"), bytes(thin), bytes(whole))?;
             }
+        }
+        let apart = [&self.thin, &self.whole].map(MemoryPlan::not_at_once);
+        if apart != [0, 0] {
+            row("not at once", format!("-{}", bytes(apart[0])), format!("-{}", bytes(apart[1])))?;
         }
         row("total", bytes(self.thin.total()), bytes(self.whole.total()))?;
         if let Some(Fit { budget, context, batch, lambda }) = self.fit {

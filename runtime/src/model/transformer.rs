@@ -1,24 +1,33 @@
 //! The Llama-family transformer over a thin cache.
 //!
-//! Prefill runs layer by layer over the whole prompt, so that only one layer's keys are ever whole: the peak is weights
-//! + thin cache + one layer. Prefill attends exactly; the prompt's older tokens are thinned when a layer is through.
+//! Prefill runs layer by layer over the whole prompt, so that only one layer's keys are ever whole, and in a layer in runs
+//! of some hundred rows: whole is the residual stream, and keys and values of the layer. Prefill attends exactly; the
+//! prompt's older tokens are thinned when a layer is through. A prompt of several runs reads each weight once in a while,
+//! and the weights of a layer that is through are taken out of the process's memory: those of all layers are there when
+//! steps read them, and then what only a prompt needs is not.
 
 use super::{
     config::{ModelConfig, Pairing},
     profile::{Laps, Profile},
 };
 use crate::engine::{DeviceError, SessionOptions};
-use crate::weights::{Checkpoint, LayerRole, Role, WeightsError};
-use std::ops::ControlFlow;
-use thinkey_core::Error;
+use crate::weights::{Checkpoint, LayerRole, Mapped, Maps, Role, WeightsError};
+use std::ops::{ControlFlow, Range};
+use thinkey_core::{BLOCK, Error};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::LinearError, rows::Pairs},
     format::Matrix,
-    ops::{Cache, HeadNorms, Heads, Norm, Pass, Rotation, Rows, ThinOps},
+    ops::{Cache, HeadNorms, Heads, Norm, Rotation, Rows, ThinOps},
 };
 
 /// Newest queries of a prompt that score its channels, W.
 pub const WINDOW: usize = 32;
+
+/// Rows of a prompt that go through a layer at once, in whole blocks. Weights are unpacked once a run, which is why it is
+/// not smaller.
+pub(crate) const RUN: usize = 512;
+
+const _: () = assert!(RUN.is_multiple_of(BLOCK), "what is packed in blocks begins with one in every run");
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -78,13 +87,29 @@ struct Layer<O: ThinOps> {
     /// Gate and up, fused along their outputs.
     gate_up: O::Linear,
     down: O::Linear,
+    /// Where the matrices lie in their files.
+    mapped: Vec<Mapped>,
 }
+
+/// Matrices of a layer.
+pub(crate) const MATRICES: [LayerRole; 7] = [
+    LayerRole::Query,
+    LayerRole::Key,
+    LayerRole::Value,
+    LayerRole::AttentionOutput,
+    LayerRole::Gate,
+    LayerRole::Up,
+    LayerRole::Down,
+];
 
 /// A model's weights and the operations that compute with them.
 pub struct Model<O: ThinOps> {
     config: ModelConfig,
     heads: Heads,
+    maps: Maps,
     embedding: O::Linear,
+    /// Where the embedding lies in its file.
+    table: Option<Mapped>,
     layers: Vec<Layer<O>>,
     norm: Norm<O::Backend>,
     output: O::Linear,
@@ -95,7 +120,7 @@ pub struct Model<O: ThinOps> {
 /// Cache and activations of sequences under way.
 pub struct Session<O: ThinOps> {
     cache: O::Cache,
-    /// Those of a decode step, kept from step to step; a prompt's are as many as its tokens and do not outlive it.
+    /// Those of a decode step, kept from step to step; a prompt's do not outlive it.
     steps: Option<Activations<O>>,
     host: Vec<f32>,
 }
@@ -113,24 +138,48 @@ impl<O: ThinOps> Session<O> {
     }
 }
 
-/// Activations of one pass.
+/// Activations of a step.
 struct Activations<O: ThinOps> {
     /// How many rows. Tensors know it too, but burn allocates to tell.
     rows: usize,
     /// The residual stream, [rows, width].
     x: Rows<O>,
-    /// Queries, keys and values, [rows, their widths].
-    fused: Rows<O>,
-    /// Attention output, [rows, heads · D].
-    mixed: Rows<O>,
+    inner: Inner<O>,
     /// [sequences, vocabulary].
     logits: Rows<O>,
 }
 
-/// Bytes of the activations of a pass of `rows` rows on the processor, all but the logits.
-pub(crate) fn activation_bytes(config: &ModelConfig, rows: usize) -> usize {
+/// Activations inside of a layer.
+struct Inner<O: ThinOps> {
+    /// Queries, keys and values, [rows, their widths].
+    fused: Rows<O>,
+    /// Attention output, [rows, heads · D].
+    mixed: Rows<O>,
+}
+
+impl<O: ThinOps> Inner<O> {
+    fn new(ops: &O, heads: Heads, rows: usize) -> Self {
+        Self { fused: ops.rows(rows, heads.width()), mixed: ops.rows(rows, heads.keys()) }
+    }
+}
+
+/// Bytes of [`Inner`] on the processor.
+fn inner_bytes(config: &ModelConfig, rows: usize) -> usize {
     let fused = config.query_width() + 2 * config.kv_width();
-    [config.width, fused, config.query_width()].map(|width| Cpu::tensor_bytes(rows * width)).iter().sum()
+    [fused, config.query_width()].map(|width| Cpu::tensor_bytes(rows * width)).iter().sum()
+}
+
+/// Bytes of the activations of a step of `rows` rows on the processor, all but the logits.
+pub(crate) fn step_bytes(config: &ModelConfig, rows: usize) -> usize {
+    Cpu::tensor_bytes(rows * config.width) + inner_bytes(config, rows)
+}
+
+/// Most bytes of the activations of a prompt of up to `rows` rows on the processor, all but the logits: the last run may be
+/// one row short of a whole one.
+pub(crate) fn prompt_bytes(config: &ModelConfig, rows: usize) -> usize {
+    let last = rows.saturating_sub(RUN).min(RUN - 1);
+    let inner = inner_bytes(config, rows.min(RUN)) + if last > 0 { inner_bytes(config, last) } else { 0 };
+    Cpu::tensor_bytes(rows * config.width) + inner
 }
 
 /// Most bytes of what describes a model on the processor and a session of it: all but weights, cache and activations.
@@ -143,7 +192,7 @@ pub(crate) fn upkeep_bytes(config: &ModelConfig) -> usize {
         + size_of::<Session<Cpu>>()
         + config.name.as_ref().map_or(0, String::len)
         + size_of_val(&config.rope.inv_freq[..])
-        + config.layers * size_of::<Layer<Cpu>>()
+        + config.layers * (size_of::<Layer<Cpu>>() + MATRICES.len() * size_of::<Mapped>())
         + (config.layers * LISTS + 2) * PARTS * size_of::<Matrix>()
 }
 
@@ -160,6 +209,7 @@ impl<O: ThinOps> Model<O> {
             let parts = roles.iter().map(|&role| checkpoint.matrix(role)).collect::<Result<_, _>>()?;
             ops.linear(parts, bias).map_err(ModelError::from)
         };
+        let maps = checkpoint.maps().clone();
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             let role = |role| Role::Layer(index, role);
@@ -173,6 +223,10 @@ impl<O: ThinOps> Model<O> {
             } else {
                 None
             };
+            let mut mapped = Vec::with_capacity(MATRICES.len());
+            for part in MATRICES {
+                mapped.extend(maps.find(checkpoint.matrix(role(part))?.bytes()));
+            }
             layers.push(Layer {
                 attention_norm: norm(role(LayerRole::AttentionNorm))?,
                 qkv: stacked(&[LayerRole::Query, LayerRole::Key, LayerRole::Value].map(role), bias)?,
@@ -185,10 +239,15 @@ impl<O: ThinOps> Model<O> {
                 feed_forward_norm: norm(role(LayerRole::FeedForwardNorm))?,
                 gate_up: stacked(&[LayerRole::Gate, LayerRole::Up].map(role), None)?,
                 down: stacked(&[role(LayerRole::Down)], None)?,
+                mapped,
             });
             progress(index + 1, config.layers);
         }
+        // Headers, vocabularies and whatever else was looked at.
+        maps.release_all();
         Ok(Self {
+            table: maps.find(checkpoint.matrix(Role::TokenEmbedding)?.bytes()),
+            maps,
             heads: Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim },
             embedding: stacked(&[Role::TokenEmbedding], None)?,
             norm: norm(Role::OutputNorm)?,
@@ -238,11 +297,15 @@ impl<O: ThinOps> Model<O> {
         self.check(tokens)?;
         let Session { cache, host, .. } = session;
         cache.begin(slot, tokens.len(), true)?;
-        let result = self.pass(cache, Pass::Prompt(slot), tokens, None, progress);
+        let result = self.read(cache, slot, tokens, progress);
+        // Buffers of a single run stay: to have them anew for every short prompt takes longer.
+        if tokens.len() > RUN {
+            self.ops.rest();
+        }
         match result {
-            Ok(activations) => {
+            Ok(logits) => {
                 cache.commit(slot);
-                self.ops.read(&activations.logits, host);
+                self.ops.read(&logits, host);
                 Ok(host)
             }
             Err(error) => {
@@ -271,7 +334,7 @@ impl<O: ThinOps> Model<O> {
         let Session { cache, steps, host } = session;
         slots.iter().try_for_each(|&slot| cache.check(slot, 1))?;
         slots.iter().try_for_each(|&slot| cache.begin(slot, 1, false))?;
-        match self.pass(cache, Pass::Steps(slots), tokens, steps.take(), &mut |_, _| ControlFlow::Continue(())) {
+        match self.step(cache, slots, tokens, steps.take()) {
             Ok(activations) => {
                 slots.iter().for_each(|&slot| cache.commit(slot));
                 self.ops.read(&activations.logits, host);
@@ -296,74 +359,130 @@ impl<O: ThinOps> Model<O> {
         }
     }
 
-    /// All layers, then the logits of the last row of a prompt or of every row of steps.
-    fn pass(
+    /// A prompt through all layers; the logits of its last row.
+    fn read(
         &mut self,
         cache: &mut O::Cache,
-        pass: Pass<'_>,
+        slot: usize,
         tokens: &[u32],
-        memory: Option<Activations<O>>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Activations<O>, ModelError> {
-        let Self { config, heads, embedding, layers, norm, output, ops, profile } = self;
-        let mut laps = Laps::start();
+    ) -> Result<Rows<O>, ModelError> {
+        let Self { config, heads, maps, embedding, table, layers, norm, output, ops, profile } = self;
+        let (heads, mut laps) = (*heads, Laps::start());
         profile.passes += 1;
         let rows = tokens.len();
-        let scored = match pass {
-            Pass::Prompt(_) => rows - 1..rows,
-            Pass::Steps(_) => 0..rows,
-        };
-        let Activations { mut x, mut fused, mut mixed, logits, .. } =
-            memory.filter(|memory| memory.rows == rows).unwrap_or_else(|| Activations {
-                rows,
-                x: ops.rows(rows, config.width),
-                fused: ops.rows(rows, heads.width()),
-                mixed: ops.rows(rows, config.query_width()),
-                logits: ops.rows(scored.len(), config.vocab),
-            });
-        x = ops.embed(embedding, tokens, x);
+        let (run, long) = (rows.min(RUN), rows > RUN);
+        let mut x = ops.embed(embedding, tokens, ops.rows(rows, config.width));
+        if long {
+            maps.release(&*table);
+        }
+        let mut prompt = ops.prompt(cache, slot, rows, heads);
+        // Of whole runs, and of the last one where it is shorter.
+        let mut memory = [None, None];
         profile.embed += laps.lap();
         for (index, layer) in layers.iter().enumerate() {
-            let rotation = Rotation {
-                frequencies: &config.rope.inv_freq,
-                pairs: match config.rope.pairing {
-                    Pairing::Interleaved => Pairs::Adjacent,
-                    Pairing::Halves => Pairs::Halves,
-                },
-                norms: layer.head_norms.as_ref(),
-            };
-            fused = ops.norm_linear(&x, 0..rows, &layer.attention_norm, &layer.qkv, fused);
-            profile.qkv += laps.lap();
-            let position = |row| {
-                let (slot, ahead) = pass.place(row);
-                cache.position(slot) + ahead
-            };
-            fused = ops.rotate(fused, *heads, rotation, &position);
-            profile.rotate += laps.lap();
-            match pass {
-                Pass::Prompt(_) => {
-                    mixed = ops.attend(cache, index, pass, &fused, *heads, mixed)?;
+            for first in (0..rows).step_by(run) {
+                let range = first..rows.min(first + run);
+                let own = &mut memory[usize::from(range.len() < run)];
+                let Inner { mut fused, mut mixed } = own.take().unwrap_or_else(|| Inner::new(ops, heads, range.len()));
+                fused = ops.norm_linear(&x, range.clone(), &layer.attention_norm, &layer.qkv, fused);
+                profile.qkv += laps.lap();
+                let position = cache.position(slot) + first;
+                fused = ops.rotate(fused, heads, rotation(config, layer), &|row| position + row);
+                profile.rotate += laps.lap();
+                ops.hold(cache, index, &mut prompt, &fused)?;
+                profile.admit += laps.lap();
+                // Of the last layer nothing but the last row is asked for.
+                if index + 1 < layers.len() || range.end == rows {
+                    mixed = ops.attend_prompt(cache, index, &prompt, &fused, mixed)?;
                     profile.attend += laps.lap();
-                    ops.admit(cache, index, pass, &fused, *heads)?;
-                    profile.admit += laps.lap();
+                    x = finish(ops, layer, &mixed, x, range, profile, &mut laps);
                 }
-                Pass::Steps(_) => {
-                    ops.admit(cache, index, pass, &fused, *heads)?;
-                    profile.admit += laps.lap();
-                    mixed = ops.attend(cache, index, pass, &fused, *heads, mixed)?;
-                    profile.attend += laps.lap();
-                }
+                *own = Some(Inner { fused, mixed });
             }
-            x = ops.add_linear(&mixed, &layer.output, x);
-            profile.output += laps.lap();
-            x = ops.feed_forward(x, &layer.feed_forward_norm, &layer.gate_up, &layer.down);
-            profile.feed_forward += laps.lap();
+            ops.admit_prompt(cache, index, &mut prompt)?;
+            if long {
+                maps.release(&layer.mapped);
+            }
+            profile.admit += laps.lap();
             if progress(index + 1, layers.len()).is_break() {
                 return Err(ModelError::Interrupted);
             }
         }
-        let logits = ops.norm_linear(&x, scored, norm, output, logits);
+        drop((prompt, memory));
+        if long {
+            ops.rest();
+        }
+        let logits = ops.norm_linear(&x, rows - 1..rows, norm, output, ops.rows(1, config.vocab));
         profile.head += laps.lap();
-        Ok(Activations { rows, x, fused, mixed, logits })
+        Ok(logits)
     }
+
+    /// A token of each of `slots` through all layers, and the logits.
+    fn step(
+        &mut self,
+        cache: &mut O::Cache,
+        slots: &[usize],
+        tokens: &[u32],
+        memory: Option<Activations<O>>,
+    ) -> Result<Activations<O>, ModelError> {
+        let Self { config, heads, embedding, layers, norm, output, ops, profile, .. } = self;
+        let (heads, mut laps) = (*heads, Laps::start());
+        profile.passes += 1;
+        let rows = tokens.len();
+        let Activations { mut x, inner, mut logits, .. } =
+            memory.filter(|memory| memory.rows == rows).unwrap_or_else(|| Activations {
+                rows,
+                x: ops.rows(rows, config.width),
+                inner: Inner::new(ops, heads, rows),
+                logits: ops.rows(rows, config.vocab),
+            });
+        let Inner { mut fused, mut mixed } = inner;
+        x = ops.embed(embedding, tokens, x);
+        profile.embed += laps.lap();
+        for (index, layer) in layers.iter().enumerate() {
+            fused = ops.norm_linear(&x, 0..rows, &layer.attention_norm, &layer.qkv, fused);
+            profile.qkv += laps.lap();
+            fused = ops.rotate(fused, heads, rotation(config, layer), &|row| cache.position(slots[row]));
+            profile.rotate += laps.lap();
+            ops.admit(cache, index, slots, &fused, heads)?;
+            profile.admit += laps.lap();
+            mixed = ops.attend(cache, index, slots, &fused, heads, mixed)?;
+            profile.attend += laps.lap();
+            x = finish(ops, layer, &mixed, x, 0..rows, profile, &mut laps);
+        }
+        logits = ops.norm_linear(&x, 0..rows, norm, output, logits);
+        profile.head += laps.lap();
+        Ok(Activations { rows, x, inner: Inner { fused, mixed }, logits })
+    }
+}
+
+/// How heads are rotated in a layer.
+fn rotation<'a, O: ThinOps>(config: &'a ModelConfig, layer: &'a Layer<O>) -> Rotation<'a, O::Backend> {
+    Rotation {
+        frequencies: &config.rope.inv_freq,
+        pairs: match config.rope.pairing {
+            Pairing::Interleaved => Pairs::Adjacent,
+            Pairing::Halves => Pairs::Halves,
+        },
+        norms: layer.head_norms.as_ref(),
+    }
+}
+
+/// What comes after attention in a layer, for the rows `rows` of x: the projection of its output `mixed`, and the
+/// feed-forward part.
+fn finish<O: ThinOps>(
+    ops: &mut O,
+    layer: &Layer<O>,
+    mixed: &Rows<O>,
+    mut x: Rows<O>,
+    rows: Range<usize>,
+    profile: &mut Profile,
+    laps: &mut Laps,
+) -> Rows<O> {
+    x = ops.add_linear(mixed, &layer.output, x, rows.clone());
+    profile.output += laps.lap();
+    x = ops.feed_forward(x, rows, &layer.feed_forward_norm, &layer.gate_up, &layer.down);
+    profile.feed_forward += laps.lap();
+    x
 }

@@ -1,7 +1,10 @@
 //! Bytes by part.
 
 use crate::{
-    model::{ModelConfig, transformer},
+    model::{
+        ModelConfig,
+        transformer::{self, MATRICES, RUN},
+    },
     weights::{Checkpoint, Role},
 };
 use thinkey_core::{CacheBytes, CachePlan, Error, Lambda, StorageKind};
@@ -49,6 +52,10 @@ pub struct WeightBytes {
     pub mapped: usize,
     /// What is converted to f32 when the model is loaded: norms and biases.
     pub converted: usize,
+    /// Most of the mapped ones that a layer reads.
+    pub layer: usize,
+    /// The mapped embedding or the output head, whichever is larger.
+    pub table: usize,
 }
 
 impl WeightBytes {
@@ -60,7 +67,16 @@ impl WeightBytes {
             [len] => Some(Cpu::tensor_bytes(len)),
             _ => None,
         });
-        Self { mapped: usize::try_from(checkpoint.size_bytes()).unwrap_or(usize::MAX), converted: vectors.sum() }
+        // All are there: the checkpoint has seen to it.
+        let matrix = |role| checkpoint.matrix(role).map_or(0, |matrix| matrix.bytes().len());
+        let layers = (0..config.layers)
+            .map(|layer| MATRICES.iter().map(|&part| matrix(Role::Layer(layer, part))).sum::<usize>());
+        Self {
+            mapped: usize::try_from(checkpoint.size_bytes()).unwrap_or(usize::MAX),
+            converted: vectors.sum(),
+            layer: layers.max().unwrap_or(0),
+            table: matrix(Role::TokenEmbedding).max(matrix(Role::Output)),
+        }
     }
 
     /// Both together.
@@ -81,6 +97,8 @@ pub struct MemoryPlan {
     pub scratch: ScratchBytes,
     /// Activations of the longest prompt. They are held while it is read.
     pub prompt: usize,
+    /// What is held only while a prompt is read, activations and buffers, for one that goes through a layer in one run.
+    pub run: usize,
     /// Activations of a decode step. They are kept from step to step.
     pub step: usize,
     /// Logits: of a prompt's last token, of a step, and a copy of the latter for the caller.
@@ -90,10 +108,20 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Everything.
+    /// Most that is there at once. While a long prompt is read, no more of the mapped weights is than a layer's; what it is
+    /// read with is gone when steps read all of them.
     #[must_use]
-    pub const fn total(&self) -> usize {
-        self.weights.mapped.saturating_add(self.heap())
+    pub fn total(&self) -> usize {
+        let Self { weights, scratch, prompt, run, .. } = *self;
+        let reading = prompt + scratch.prompt();
+        let long = (weights.layer + reading).max(weights.table + prompt);
+        (self.heap() - reading).saturating_add(weights.mapped.saturating_add(run).max(long))
+    }
+
+    /// By how much the parts together are more than the [total](Self::total): they are not all there at once.
+    #[must_use]
+    pub fn not_at_once(&self) -> usize {
+        self.weights.mapped.saturating_add(self.heap()) - self.total()
     }
 
     /// Everything but the mapped weights: what is allocated, at most, from the time the model is loaded on.
@@ -141,22 +169,25 @@ impl<'a> Planner<'a> {
         let heads = (0..config.layers).flat_map(|layer| (0..config.kv_heads).map(move |head| (layer, head)));
         let kept = heads.map(|(layer, head)| workload.kept(config, layer, head)).max().unwrap_or(0);
         let prompt = workload.prompt.unwrap_or(workload.context).min(workload.context);
-        let demand = Demand {
+        let demand = |prompt| Demand {
             threads: workload.threads,
             width: config.width,
             inner: config.feed_forward,
             heads: config.heads,
             kept,
             prompt,
+            rows: prompt.min(RUN).max(plan.slots),
             cache: plan,
         };
+        let (short, scratch) = (prompt.min(RUN), Cpu::scratch_bytes(&demand(prompt)));
         let (slots, logits) = (plan.slots, |rows| Cpu::tensor_bytes(rows * config.vocab));
         Ok(MemoryPlan {
             weights,
             cache,
-            scratch: Cpu::scratch_bytes(&demand),
-            prompt: transformer::activation_bytes(config, prompt),
-            step: transformer::activation_bytes(config, slots),
+            scratch,
+            prompt: transformer::prompt_bytes(config, prompt),
+            run: transformer::prompt_bytes(config, short) + Cpu::scratch_bytes(&demand(short)).prompt(),
+            step: transformer::step_bytes(config, slots),
             logits: logits(1) + 2 * logits(slots),
             upkeep: transformer::upkeep_bytes(config) + ThinCache::upkeep_bytes(&plan) + Pool::bytes(workload.threads),
         })

@@ -3,7 +3,8 @@
 use super::{
     GgufError, Role, TensorError, TokenizerSource, WeightsError,
     gguf::Gguf,
-    gguf_model, map,
+    gguf_model,
+    map::{self, Maps},
     metadata::Metadata,
     safetensors,
     tensor::{Tensor, Tensors},
@@ -26,6 +27,7 @@ pub struct Checkpoint {
     tensors: Tensors,
     size: u64,
     source: Source,
+    maps: Maps,
 }
 
 /// What depends on the kind of file.
@@ -86,14 +88,18 @@ impl Checkpoint {
             if path.extension().is_some_and(|extension| extension == "safetensors") {
                 return Err(WeightsError::BareSafetensors { path: path.to_owned() });
             }
-            return Self::from_gguf(path, map::map(path)?);
+            return Self::from_gguf_file(path);
         }
         if [safetensors::SINGLE, safetensors::INDEX].iter().any(|name| path.join(name).is_file()) {
             return Self::from_folder(path);
         }
-        let file = path.join(only_gguf(path)?);
-        let bytes = map::map(&file)?;
-        Self::from_gguf(&file, bytes)
+        Self::from_gguf_file(&path.join(only_gguf(path)?))
+    }
+
+    fn from_gguf_file(path: &Path) -> Result<Self, WeightsError> {
+        let mut maps = Maps::default();
+        let file = map::map(path, &mut maps)?;
+        Ok(Self { maps, ..Self::from_gguf(path, file)? })
     }
 
     /// A checkpoint of the GGUF file whose content is `file`; `path` is for messages.
@@ -106,12 +112,13 @@ impl Checkpoint {
         let config = gguf_model::config(&gguf).map_err(at)?;
         let Gguf { version, metadata, tensors } = gguf;
         let source = Source::Gguf { version, metadata };
-        Self { path: path.to_owned(), config, tensors, size: file.len() as u64, source }.checked()
+        Self { path: path.to_owned(), config, tensors, size: file.len() as u64, source, maps: Maps::default() }
+            .checked()
     }
 
     fn from_folder(path: &Path) -> Result<Self, WeightsError> {
-        let safetensors::Folder { config, tensors, shards, size } = safetensors::open(path)?;
-        Self { path: path.to_owned(), config, tensors, size, source: Source::HuggingFace { shards } }.checked()
+        let safetensors::Folder { config, tensors, shards, size, maps } = safetensors::open(path)?;
+        Self { path: path.to_owned(), config, tensors, size, source: Source::HuggingFace { shards }, maps }.checked()
     }
 
     /// The checkpoint, if its tensors are those of its model: each there, in shape, and none that would be ignored.
@@ -186,6 +193,12 @@ impl Checkpoint {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size
+    }
+
+    /// The memory maps of these files.
+    #[must_use]
+    pub fn maps(&self) -> &Maps {
+        &self.maps
     }
 
     /// All tensors in the order of their files.

@@ -27,6 +27,7 @@ pub use checkpoint::{Checkpoint, Kind, TensorInfo};
 pub use cursor::Short;
 pub use error::WeightsError;
 pub use gguf::GgufError;
+pub use map::{Mapped, Maps};
 pub use metadata::MetadataError;
 pub use role::{LayerRole, Role};
 pub use safetensors::SafetensorsError;

@@ -1,7 +1,8 @@
 //! A Hugging Face folder: `config.json` and safetensors, whole or in shards.
 
 use super::{
-    Role, WeightsError, hf_config, map,
+    Role, WeightsError, hf_config,
+    map::{self, Maps},
     tensor::{Format, Tensor, Tensors},
 };
 use crate::model::config::{ConfigError, ModelConfig};
@@ -39,6 +40,8 @@ pub(super) struct Folder {
     pub shards: usize,
     /// Bytes of these files.
     pub size: u64,
+    /// Their maps.
+    pub maps: Maps,
 }
 
 /// Why a file of a Hugging Face folder cannot be used.
@@ -117,10 +120,10 @@ pub(super) fn open(path: &Path) -> Result<Folder, WeightsError> {
         Some(index) => index.weight_map.values().map(String::as_str).collect(),
     };
 
-    let (mut tensors, mut size) = (Tensors::default(), 0);
+    let (mut tensors, mut size, mut maps) = (Tensors::default(), 0, Maps::default());
     for &file in &files {
         let path = path.join(file);
-        let bytes = map::map(&path)?;
+        let bytes = map::map(&path, &mut maps)?;
         size += bytes.len() as u64;
         for tensor in read(&bytes).map_err(|problem| WeightsError::safetensors(&path, problem))? {
             let indexed = index.as_ref().map(|index| index.weight_map.get(&tensor.name));
@@ -142,7 +145,7 @@ pub(super) fn open(path: &Path) -> Result<Folder, WeightsError> {
     let json = text(&file, MAX_CONFIG)?;
     let has_output = tensors.get(&Role::Output.hugging_face_name()).is_some();
     let config = hf_config::parse(&json, has_output).map_err(|problem| WeightsError::safetensors(&file, problem))?;
-    Ok(Folder { config, tensors, shards: files.len(), size })
+    Ok(Folder { config, tensors, shards: files.len(), size, maps })
 }
 
 /// `model.safetensors.index.json`.

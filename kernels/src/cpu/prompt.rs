@@ -1,0 +1,339 @@
+//! What a prompt attends to in the layer at hand: keys and values of every KV head, packed as tiles read them.
+//!
+//! A prompt goes through a layer in runs of rows, so that nothing but keys and values is ever there for all of its
+//! tokens. Each run [leaves its own](Prompt::hold) here, attends to everything that is here by then, and the last one is
+//! followed by [admission](Prompt::admit), which thins from here into the cache.
+
+use super::{aligned::AlignedVec, attention::Fused, cache::ThinCache, pool::Pool, simd::LANES};
+use crate::ops::{Cache, Heads};
+use std::sync::{Mutex, PoisonError};
+use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows, Span};
+
+/// Keys and values of a layer that a prompt attends to: of what the cache held before the prompt, and of the prompt's
+/// own tokens so far.
+///
+/// First come the new tokens of all KV heads, each with its keys, `[block][D][32]`, and its values, `[token][padded D]`;
+/// they are in the same place in every layer. What is held of the past follows, as long as the layer's heads are thick.
+#[derive(Debug)]
+pub struct Prompt {
+    slot: usize,
+    heads: Heads,
+    /// Tokens of the prompt.
+    rows: usize,
+    /// Those of the layer at hand that are here.
+    held: usize,
+    packed: AlignedVec,
+}
+
+/// A run of keys that a KV head's queries see: keys [block][channels][32], values [token][padded D].
+pub(super) struct Region<'a> {
+    pub(super) keys: &'a [f32],
+    pub(super) values: &'a [f32],
+    pub(super) channels: usize,
+    /// Lanes, hidden ones included.
+    pub(super) lanes: usize,
+    /// Lanes at the front that are no tokens.
+    pub(super) hidden: usize,
+    /// Position of lane 0; negative where hidden lanes come before the first token of all.
+    pub(super) position: isize,
+    pub(super) thin: bool,
+}
+
+/// Channels of a packed value, in whole pairs of vectors.
+pub(super) const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(2 * LANES)
+}
+
+/// Channels and lanes of what the cache held of a head: the thin prefix, then the ring.
+const fn past(span: Span, kept: usize, head_dim: usize) -> [(usize, usize); 2] {
+    [(kept, span.blocks as usize * BLOCK), (head_dim, (span.recent as usize).next_multiple_of(BLOCK))]
+}
+
+/// Floats of regions together.
+fn packed_len(regions: &[(usize, usize)], head_dim: usize) -> usize {
+    regions.iter().map(|&(channels, lanes)| lanes * (channels + padded(head_dim))).sum()
+}
+
+impl Prompt {
+    /// Memory for a prompt of `rows` tokens to the sequence of `slot` of `cache`, whose step has begun.
+    #[must_use]
+    pub fn new(cache: &ThinCache, slot: usize, rows: usize, heads: Heads) -> Self {
+        let span = cache.span(slot);
+        let layers = 0..cache.plan().layers;
+        // At once and for the thickest layer: to grow would be to have old and new at a time.
+        let past = layers.map(|layer| {
+            let head = |head| packed_len(&past(span, cache.kept(layer, head), heads.head_dim), heads.head_dim);
+            (0..heads.kv_heads).map(head).sum::<usize>()
+        });
+        let floats = past.max().unwrap_or(0) + heads.kv_heads * Self::own(rows, heads.head_dim);
+        Self { slot, heads, rows, held: 0, packed: AlignedVec::zeros(floats) }
+    }
+
+    /// Floats of the new tokens of a head.
+    fn own(rows: usize, head_dim: usize) -> usize {
+        packed_len(&[(head_dim, rows.next_multiple_of(BLOCK))], head_dim)
+    }
+
+    /// Most bytes for a prompt of up to `prompt` tokens; the most channels that a head keeps are `kept`.
+    ///
+    /// A token costs least in the prefix, so it is most with as many new ones as there may be. What rounding to blocks
+    /// adds is counted in full, which is at most 64 tokens more than any split of them takes.
+    #[must_use]
+    pub fn bytes(plan: &CachePlan, kept: usize, prompt: usize) -> usize {
+        let (whole, thin) = (plan.head_dim + padded(plan.head_dim), kept + padded(plan.head_dim));
+        let past = plan.tokens.saturating_sub(prompt);
+        let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
+        let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
+        let lanes = prompt.next_multiple_of(BLOCK) + recent + 2 * BLOCK;
+        AlignedVec::bytes(plan.kv_heads * (lanes * whole + blocks * BLOCK * thin))
+    }
+
+    /// The slot of the sequence.
+    #[must_use]
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// How the heads lie in a row.
+    #[must_use]
+    pub fn heads(&self) -> Heads {
+        self.heads
+    }
+
+    /// Tokens of the prompt that the layer at hand has so far.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Takes the keys and values of the next rows of the prompt in `layer`, and counts those of their queries that score
+    /// channels. The first rows of a layer also bring what the cache holds of the past.
+    ///
+    /// # Errors
+    /// Where slices do not fit.
+    ///
+    /// # Panics
+    /// Where the rows are more than the prompt has, follow others that were no whole number of blocks, or are shorter
+    /// than their heads.
+    pub fn hold(&mut self, pool: &Pool, cache: &mut ThinCache, layer: usize, fused: Fused<'_>) -> Result<(), Error> {
+        /// Blocks of a task.
+        const RUN: usize = 4;
+        let Self { slot, heads, rows, held, ref mut packed } = *self;
+        let (Heads { kv_heads, head_dim, .. }, padded) = (heads, padded(heads.head_dim));
+        let count = fused.data.len() / fused.stride;
+        assert!(held.is_multiple_of(BLOCK) && held + count <= rows, "{count} rows after {held} of {rows}");
+        // The newest W queries of the prompt.
+        let first = rows.saturating_sub(cache.window()).saturating_sub(held);
+        if first < count {
+            for (head, step) in cache.steps(layer, slot).enumerate() {
+                step?.add_queries((0..heads.group()).map(|member| {
+                    let at = first * fused.stride + (head * heads.group() + member) * head_dim;
+                    (&fused.data[at..], count - first, fused.stride)
+                }))?;
+            }
+        }
+        let (own, past) = packed.split_at_mut(kv_heads * Self::own(rows, head_dim));
+        if held == 0 {
+            pack_past(pool, cache, layer, slot, heads, past)?;
+        }
+        let lanes = rows.next_multiple_of(BLOCK);
+        let blocks = own.chunks_exact_mut(Self::own(rows, head_dim)).enumerate().flat_map(|(head, own)| {
+            let (keys, values) = own.split_at_mut(lanes * head_dim);
+            let (keys, values) = (&mut keys[held * head_dim..], &mut values[held * padded..]);
+            keys.chunks_mut(RUN * BLOCK * head_dim)
+                .zip(values.chunks_mut(RUN * BLOCK * padded))
+                .zip(fused.data.chunks(RUN * BLOCK * fused.stride))
+                .map(move |blocks| (head, blocks))
+        });
+        let work = Mutex::new(blocks);
+        pool.run(kv_heads * count.div_ceil(RUN * BLOCK), &|_| {
+            let next = work.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((head, ((keys, values), rows))) = next else { return };
+            let at = head * head_dim;
+            for ((token, row), value) in rows.chunks(fused.stride).enumerate().zip(values.chunks_exact_mut(padded)) {
+                value[..head_dim].copy_from_slice(&row[fused.values + at..][..head_dim]);
+                let block = &mut keys[token / BLOCK * BLOCK * head_dim..];
+                for (channel, &x) in row[fused.keys + at..][..head_dim].iter().enumerate() {
+                    block[channel * BLOCK + token % BLOCK] = x;
+                }
+            }
+        });
+        self.held += count;
+        Ok(())
+    }
+
+    /// Admits the prompt to `layer`, all of whose rows are here. The next layer begins.
+    ///
+    /// # Errors
+    /// Where slices do not fit, or a score is NaN.
+    ///
+    /// # Panics
+    /// Where rows are missing.
+    pub fn admit(&mut self, pool: &Pool, cache: &mut ThinCache, layer: usize) -> Result<(), Error> {
+        let Self { slot, heads, rows, held, ref packed } = *self;
+        assert_eq!(held, rows, "rows of the layer");
+        let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
+        let failed = Mutex::new(None);
+        pool.run(steps.len(), &|head| {
+            let (keys, values) = own(packed, rows, heads.head_dim, head);
+            let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(heads.head_dim) };
+            // The locks are never contended: they are what makes the access safe.
+            let result = steps[head].lock().unwrap_or_else(PoisonError::into_inner).admit(heads.group(), kv);
+            if let Err(error) = result {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        self.held = 0;
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    /// What the queries of KV head `head` see, whose cache before the prompt is `past`: thin prefix, ring, and the new
+    /// tokens so far. `before` are the floats that the heads before it take of the past.
+    pub(super) fn regions(&self, head: usize, before: usize, past: &HeadRef<'_>, position: usize) -> [Region<'_>; 3] {
+        let Heads { kv_heads, head_dim, .. } = self.heads;
+        let (span, padded) = (past.span(), padded(head_dim));
+        let rest = &self.packed[kv_heads * Self::own(self.rows, head_dim) + before..];
+        let [(kept, thin), (_, ring)] = self::past(span, past.layout().kept as usize, head_dim);
+        let (thin, rest) = rest.split_at(thin * (kept + padded));
+        let (thin_keys, thin_values) = thin.split_at(span.blocks as usize * BLOCK * kept);
+        let (ring_keys, ring_values) = rest[..ring * (head_dim + padded)].split_at(ring * head_dim);
+        let (keys, values) = own(&self.packed, self.rows, head_dim, head);
+        let (position, hidden, recent) = (position as isize, span.hidden as usize, span.recent as usize);
+        let whole = Region { keys, values, channels: head_dim, lanes: self.held, hidden: 0, position, thin: false };
+        [
+            Region {
+                keys: thin_keys,
+                values: thin_values,
+                channels: kept,
+                lanes: hidden + span.prefix(),
+                hidden,
+                position: position - (span.tokens() + hidden) as isize,
+                thin: true,
+            },
+            Region {
+                keys: ring_keys,
+                values: ring_values,
+                lanes: recent,
+                position: position - recent as isize,
+                ..whole
+            },
+            whole,
+        ]
+    }
+}
+
+/// Keys and values of the new tokens of KV head `head`.
+fn own(packed: &[f32], rows: usize, head_dim: usize, head: usize) -> (&[f32], &[f32]) {
+    let len = Prompt::own(rows, head_dim);
+    packed[head * len..(head + 1) * len].split_at(rows.next_multiple_of(BLOCK) * head_dim)
+}
+
+/// Floats that the past of a head takes.
+pub(super) fn past_len(head: &HeadRef<'_>) -> usize {
+    let head_dim = head.layout().head_dim as usize;
+    packed_len(&past(head.span(), head.layout().kept as usize, head_dim), head_dim)
+}
+
+/// Packs what the cache holds of a sequence in a layer, head after head.
+fn pack_past(
+    pool: &Pool,
+    cache: &ThinCache,
+    layer: usize,
+    slot: usize,
+    heads: Heads,
+    mut packed: &mut [f32],
+) -> Result<(), Error> {
+    if cache.span(slot) == Span::default() {
+        return Ok(());
+    }
+    let mut parts = Vec::with_capacity(heads.kv_heads);
+    for head in 0..heads.kv_heads {
+        let head = cache.head(layer, head, slot, false)?;
+        let (part, rest) = packed.split_at_mut(past_len(&head));
+        packed = rest;
+        parts.push(Mutex::new((head, part)));
+    }
+    let failed = Mutex::new(None);
+    pool.run(parts.len(), &|head| {
+        let mut part = parts[head].lock().unwrap_or_else(PoisonError::into_inner);
+        let (head, part) = &mut *part;
+        if let Err(error) = pack_head(head, part) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn pack_head(head: &HeadRef<'_>, packed: &mut [f32]) -> Result<(), Error> {
+    let (span, head_dim) = (head.span(), head.layout().head_dim as usize);
+    let padded = padded(head_dim);
+    // Padding that something else was in before.
+    packed.fill(0.0);
+    let [(kept, thin), (_, ring)] = past(span, head.layout().kept as usize, head_dim);
+    let (prefix, recent) = packed.split_at_mut(thin * (kept + padded));
+    let (keys, values) = prefix.split_at_mut(thin * kept);
+    for block in 0..span.blocks as usize {
+        head.read_key_block(block, &mut keys[block * BLOCK * kept..][..BLOCK * kept])?;
+        head.read_value_block(block, &mut values[block * BLOCK * padded..][..BLOCK * padded], padded)?;
+    }
+    let (keys, values) = recent.split_at_mut(ring * head_dim);
+    let mut key = [0.0; thinkey_core::MAX_HEAD_DIM];
+    let key = &mut key[..head_dim];
+    for token in 0..span.recent as usize {
+        head.read_recent(token, key, &mut values[token * padded..][..head_dim])?;
+        let block = &mut keys[token / BLOCK * BLOCK * head_dim..];
+        for (channel, &x) in key.iter().enumerate() {
+            block[channel * BLOCK + token % BLOCK] = x;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use thinkey_core::StorageKind;
+
+    proptest! {
+        /// However a sequence comes to its tokens: by prompts and steps of any lengths.
+        #[test]
+        fn packed_regions_stay_within_what_is_told(
+            head_dim in 8usize..80,
+            thinned in 0usize..8,
+            recent in 0usize..100,
+            window in prop::option::of(1usize..400),
+            tokens in 1usize..700,
+            prompt in 1usize..700,
+            feeds in prop::collection::vec((any::<bool>(), 1usize..300), 1..12),
+        ) {
+            let (kind, kept, kv_heads) = (StorageKind::F32, head_dim - thinned, 2);
+            let plan = CachePlan {
+                layers: 2, kv_heads, head_dim, recent, slots: 1, tokens, window, keys: kind, values: kind,
+            };
+            let heads = Heads { heads: 4, kv_heads, head_dim };
+            let most = Prompt::bytes(&plan, kept, prompt);
+            // One layer is thinner than the other, or as thick.
+            let mut cache = ThinCache::new(plan, 1, |layer, head| if layer == head { kept } else { kept.div_ceil(2) }).unwrap();
+            let pool = Pool::new(1).unwrap();
+            for (is_prompt, new) in feeds {
+                let new = new.min(prompt).min(tokens - cache.position(0));
+                if new == 0 {
+                    break;
+                }
+                for new in if is_prompt { vec![new] } else { vec![1; new] } {
+                    cache.begin(0, new, is_prompt).unwrap();
+                    let mut held = Prompt::new(&cache, 0, new, heads);
+                    prop_assert!(AlignedVec::bytes(held.packed.len()) <= most, "{new} tokens: {} floats", held.packed.len());
+                    let data = vec![1.0; new * heads.width()];
+                    let fused = Fused::new(&data, heads);
+                    for layer in 0..2 {
+                        held.hold(&pool, &mut cache, layer, fused).unwrap();
+                        held.admit(&pool, &mut cache, layer).unwrap();
+                    }
+                    cache.commit(0);
+                }
+            }
+        }
+    }
+}
