@@ -4,6 +4,8 @@
 //! Every level computes the same integers. A [`ByteKernel`] is to [`Level::dispatch_bytes`] what a
 //! [`Kernel`](super::Kernel) is to [`Level::dispatch`](super::Level::dispatch).
 
+#[cfg(target_arch = "aarch64")]
+use super::bytes_neon::NeonBytes;
 #[cfg(target_arch = "x86_64")]
 use super::bytes_x86::{Narrow, Wide};
 use super::{Kind, LANES, Level, Portable, Simd};
@@ -40,7 +42,7 @@ pub trait ByteKernel {
     fn run<B: Bytes>(self, bytes: B) -> Self::Output;
 }
 
-/// Vectors of sixty-four codes of weights: one AVX-512 register, two of AVX2.
+/// Vectors of sixty-four codes of weights: one AVX-512 register, two of AVX2, four of NEON.
 ///
 /// As with [`Simd`], a value is the proof that its instructions exist.
 pub trait Bytes: Copy + Send + Sync + 'static {
@@ -81,13 +83,15 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// [`SIGNED`], `i8` and nothing is subtracted; `offset` is a power of two, or 0.
     fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32;
 
-    /// `codes` as bytes without a sign: as they are, but for [`SIGNED`] ones, to which 128 is added.
-    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]);
+    /// Stores `codes` as [`add_products`](Self::add_products) reads weights: bytes with or without a sign, whichever the
+    /// level multiplies. Gives what is still to be subtracted from every weight, [`SIGNED`] where 128 was added to codes
+    /// that had a sign.
+    fn store_weights(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) -> u8;
 
     /// Sixteen zeros.
     fn zero(self) -> Self::I32;
 
-    /// Adds Σ `weights` · x over every four weights, exactly; x is not -128.
+    /// Adds Σ `weights` · x over every four weights of [`store_weights`](Self::store_weights), exactly; x is not -128.
     fn add_products(self, sums: Self::I32, weights: &[u8; BYTES], x: [i8; 4]) -> Self::I32;
 
     /// Integers as floats.
@@ -126,6 +130,10 @@ impl Level {
             Kind::Avx512(proof) => Wide::from(proof).vectorise(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(bytes) => bytes.vectorise(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(proof) => NeonBytes::from(proof).vectorise(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(bytes) => bytes.vectorise(kernel),
         }
     }
 
@@ -135,6 +143,8 @@ impl Level {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2Vnni(_) | Kind::Avx512Vnni(_) => true,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(_) => true,
             _ => false,
         }
     }
@@ -232,10 +242,11 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+    fn store_weights(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) -> u8 {
         for i in 0..BYTES {
             out[i] = codes[i] ^ offset & SIGNED;
         }
+        offset
     }
 
     #[inline(always)]
@@ -302,14 +313,16 @@ mod tests {
             let [six0, six1] = b.six_bits(low, high);
             let five = [b.fifth_bits::<0>(four[0], high), b.fifth_bits::<6>(four[1], high)];
             let vector = b.simd().load(&floats);
-            let products = b.add_products(b.zero(), low, [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
-            let products = b.add_products(products, low, [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
-            let mut stored = [[0; BYTES]; 2];
-            b.store_unsigned(four[0], 8, &mut stored[0]);
-            b.store_unsigned(b.join(first, second), SIGNED, &mut stored[1]);
-            let stored = stored.as_flattened().as_chunks().0.iter().map(|bytes| b.simd().load_i8(bytes));
-            let mut out: Vec<_> = stored.collect();
-            out.push(b.floats(products));
+            let mut out = Vec::new();
+            // What is stored differs from level to level, what comes of it does not: every number is an integer below 2^24.
+            for (codes, offset) in [(b.join(first, second), SIGNED), (four[0], 8), (six0, 32), (five[1], 0)] {
+                let mut weights = [0; BYTES];
+                let offset = b.store_weights(codes, offset, &mut weights);
+                let products = b.add_products(b.zero(), &weights, [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
+                let products = b.add_products(products, &weights, [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
+                let sum: f32 = x.codes[..8].iter().map(|&x| f32::from(x)).sum();
+                out.push(b.simd().add(b.floats(products), b.simd().splat(-f32::from(offset) * sum)));
+            }
             out.extend([b.dot(b.join(first, second), SIGNED, x)]);
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
@@ -378,8 +391,9 @@ mod tests {
         }
         let x = quarter([127; BYTES]);
         let out = Level::PORTABLE.dispatch_bytes(Everything(&[0x80; 96], &x, [0.0; LANES], [0; 8]));
-        // After eight vectors of bytes and the products of unsigned ones.
-        assert_eq!(out[8], [128.0 * 127.0 * 8.0; LANES]);
-        assert_eq!(out[9], [-128.0 * 127.0 * 4.0; LANES]);
+        // Products of bytes with a sign, then of others: codes 0 and 8 less 8, sixteen codes of each in turn.
+        assert_eq!(out[0], [-128.0 * 127.0 * 8.0; LANES]);
+        assert_eq!(out[1], std::array::from_fn(|i| if i / 4 % 2 == 0 { -8.0 * 127.0 * 8.0 } else { 0.0 }));
+        assert_eq!(out[4], [-128.0 * 127.0 * 4.0; LANES]);
     }
 }
