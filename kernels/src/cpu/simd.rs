@@ -385,6 +385,14 @@ mod tests {
         assert!(error.starts_with("this machine has no instruction set \"mmx\"; it has portable"), "{error}");
     }
 
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn arm_has_neon_and_takes_its_dot_products() {
+        let dot = std::arch::is_aarch64_feature_detected!("dotprod");
+        assert_eq!(Level::best().name(), if dot { "neon-dotprod" } else { "neon" });
+        assert_eq!(Level::named("neon").map(Level::has_byte_products), Ok(false));
+    }
+
     #[test]
     fn portable_is_always_there_and_best_is_the_last() {
         assert_eq!(Level::available().next(), Some(Level::PORTABLE));
