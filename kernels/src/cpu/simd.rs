@@ -5,17 +5,23 @@
 //! type is the proof that its instructions exist, so its methods are safe.
 
 pub mod bytes;
+#[cfg(target_arch = "aarch64")]
+mod bytes_neon;
 #[cfg(target_arch = "x86_64")]
 mod bytes_x86;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use bytes::Bytes;
 use std::sync::OnceLock;
 
 pub use portable::Portable;
+#[cfg(target_arch = "aarch64")]
+pub use {bytes_neon::NeonBytes, neon::Neon};
 #[cfg(target_arch = "x86_64")]
 pub use {
     bytes_x86::{Narrow, Wide},
@@ -45,6 +51,10 @@ enum Kind {
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Wide<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(NeonBytes<true>),
 }
 
 impl Level {
@@ -67,7 +77,9 @@ impl Level {
             Avx512::detect().map(Kind::Avx512),
             Wide::detect().map(Kind::Avx512Vnni),
         ];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let vector = [Neon::detect().map(Kind::Neon), NeonBytes::detect().map(Kind::NeonDot)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let vector: [Option<Kind>; 0] = [];
         std::iter::once(Kind::Portable).chain(vector.into_iter().flatten()).map(Self)
     }
@@ -93,10 +105,15 @@ impl Level {
             Kind::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(_) => "neon-dotprod",
         }
     }
 
-    /// Runs `kernel` with the vectors of this level. Those of a level with and without VNNI are the same.
+    /// Runs `kernel` with the vectors of this level. Those of a level with and without dot products of bytes
+    /// are the same.
     #[inline]
     pub fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
@@ -109,6 +126,10 @@ impl Level {
             Kind::Avx512(simd) => simd.vectorise(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(bytes) => bytes.simd().vectorise(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(simd) => simd.vectorise(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(bytes) => bytes.simd().vectorise(kernel),
         }
     }
 }
@@ -359,6 +380,14 @@ mod tests {
         }
         let error = Level::named("mmx").unwrap_err().to_string();
         assert!(error.starts_with("this machine has no instruction set \"mmx\"; it has portable"), "{error}");
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn arm_has_neon_and_takes_its_dot_products() {
+        let dot = std::arch::is_aarch64_feature_detected!("dotprod");
+        assert_eq!(Level::best().name(), if dot { "neon-dotprod" } else { "neon" });
+        assert_eq!(Level::named("neon").map(Level::has_byte_products), Ok(false));
     }
 
     #[test]

@@ -99,8 +99,8 @@ pub enum DeviceError {
     Cuda(#[from] thinkey_kernels::cuda::CudaError),
 }
 
-/// Names the instruction set that the processor computes with, in place of its best: `portable`, `avx2`, `avx2-vnni`, `avx512` or
-/// `avx512-vnni`.
+/// Names the instruction set that the processor computes with, in place of its best: `portable`, `avx2`, `avx2-vnni`, `avx512`,
+/// `avx512-vnni`, `neon` or `neon-dotprod`.
 pub const ISA: &str = "THINKEY_ISA";
 
 /// The instruction set that the processor computes with: its best, or the one that the environment variable [`ISA`] names.

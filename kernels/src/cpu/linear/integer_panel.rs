@@ -1,8 +1,8 @@
 //! Many rows of x in eight bits: the codes of 32 rows of weights are laid out in a panel, then multiplied with all of x.
 //!
 //! Integers are summed over sixteen columns, four instructions that each multiply and add four bytes in every lane; then
-//! they are scaled by both sides' scales. Codes are unsigned as the instruction wants them: what a format subtracts from
-//! them is a part of its minimum, which is multiplied with the sum of x.
+//! they are scaled by both sides' scales. Codes have a sign or none, as the instruction wants them: what is to be subtracted
+//! from them is a part of the minimum, which is multiplied with the sum of x.
 
 use super::quantise::{PANEL_GROUP, PanelRow, PanelRows, panel_groups};
 use super::{Chunk, Mode, Output};
@@ -133,7 +133,7 @@ impl<B: Bytes> Store<'_, B> {
     #[inline(always)]
     fn store(&mut self, quarter: usize, codes: B::Codes, offset: u8, affine: impl Fn(usize) -> [f32; 2]) {
         let out: &mut [u8; BYTES] = bytemuck::cast_mut(&mut self.codes[quarter]);
-        self.bytes.store_unsigned(codes, offset, out);
+        let offset = self.bytes.store_weights(codes, offset, out);
         for group in 4 * quarter..4 * quarter + 4 {
             let [scale, min] = affine(group);
             self.affine[2 * PANEL * group] = scale;

@@ -5,7 +5,7 @@
 //! goes into its weight. So both loops are the same: up to 32 *factors* a query head (of channels, or of tokens), each
 //! multiplied by 32 codes.
 //!
-//! Where bytes can be multiplied and summed by one instruction, the factors become integers of 16 bits, in two bytes:
+//! Where bytes without a sign can be multiplied and summed by one instruction (VNNI), the factors become integers of 16 bits, in two bytes:
 //! four codes and four factors are one product of words, and nothing is converted but the sums. The factors of a step
 //! share a scale, so one is off by at most a part in 65,024 of the largest: far less than half a step of an 8-bit code.
 
@@ -71,7 +71,7 @@ impl<const N: usize> Factors<N> {
             }
             all.offsets[n] = simd.sum(offset);
         }
-        if B::BYTE_PRODUCTS {
+        if B::UNSIGNED_PRODUCTS {
             let largest = simd.largest(simd.max(most, simd.mul(least, simd.splat(-1.0))));
             all.unit = largest / INTEGERS;
             let inverse = simd.splat(if all.unit > 0.0 { INTEGERS / largest } else { 0.0 });
@@ -107,7 +107,7 @@ impl<const N: usize> Factors<N> {
         let mut out = [[simd.splat(0.0); V]; N];
         // The loop is not to be unrolled: factors are to stay in memory, from where a word is broadcast as it is loaded.
         let quads = (codes.len() / kind.quad_bytes()).min(STEP / QUAD);
-        if B::BYTE_PRODUCTS {
+        if B::UNSIGNED_PRODUCTS {
             let words = self.bytes.each_ref().map(|bytes| bytes.each_ref().map(|bytes| bytes.as_chunks::<QUAD>().0));
             let mut sums = [[[bytes.zero(); V]; 2]; N];
             for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).enumerate().take(quads) {
@@ -176,7 +176,7 @@ impl<const N: usize> Factors<N> {
         ahead: &mut Ahead<'_>,
         mut take: impl FnMut(usize, usize, B::F32),
     ) {
-        if B::TILE_VECTORS > 1 || !B::BYTE_PRODUCTS {
+        if B::TILE_VECTORS > 1 || !B::UNSIGNED_PRODUCTS {
             for (n, sums) in self.products::<B, 2>(bytes, kind, codes, 0, ahead).into_iter().enumerate() {
                 take(n, 0, sums[0]);
                 take(n, LANES, sums[1]);

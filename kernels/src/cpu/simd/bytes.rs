@@ -4,6 +4,8 @@
 //! Every level computes the same integers. A [`ByteKernel`] is to [`Level::dispatch_bytes`] what a
 //! [`Kernel`](super::Kernel) is to [`Level::dispatch`](super::Level::dispatch).
 
+#[cfg(target_arch = "aarch64")]
+use super::bytes_neon::NeonBytes;
 #[cfg(target_arch = "x86_64")]
 use super::bytes_x86::{Narrow, Wide};
 use super::{Kind, LANES, Level, Portable, Simd};
@@ -40,7 +42,7 @@ pub trait ByteKernel {
     fn run<B: Bytes>(self, bytes: B) -> Self::Output;
 }
 
-/// Vectors of sixty-four codes of weights: one AVX-512 register, two of AVX2.
+/// Vectors of sixty-four codes of weights: one AVX-512 register, two of AVX2, four of NEON.
 ///
 /// As with [`Simd`], a value is the proof that its instructions exist.
 pub trait Bytes: Copy + Send + Sync + 'static {
@@ -57,8 +59,8 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors of sixteen rows of weights in such a tile, at most 2.
     const TILE_VECTORS: usize;
-    /// Whether [`add_products`](Self::add_products) is one instruction.
-    const BYTE_PRODUCTS: bool;
+    /// Whether [`add_products`](Self::add_products) is one instruction that takes bytes without a sign.
+    const UNSIGNED_PRODUCTS: bool;
 
     /// The level's vectors of floats.
     fn simd(self) -> Self::Simd;
@@ -89,14 +91,17 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// [`SIGNED`], `i8` and nothing is subtracted; `offset` is a power of two, or 0.
     fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32;
 
-    /// `codes` as bytes without a sign: as they are, but for [`SIGNED`] ones, to which 128 is added.
-    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]);
+    /// Stores `codes` as [`add_products`](Self::add_products) reads weights: bytes with or without a sign, whichever the
+    /// level multiplies. Gives what is still to be subtracted from every weight, [`SIGNED`] where 128 was added to codes
+    /// that had a sign.
+    fn store_weights(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) -> u8;
 
     /// Sixteen zeros.
     fn zero(self) -> Self::I32;
 
-    /// Adds Σ code · x over every four codes, exactly; codes have no sign, x is not -128.
-    fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32;
+    /// Adds Σ weight · x over every four weights, exactly: of what [`store_weights`](Self::store_weights) left, or, with
+    /// [`UNSIGNED_PRODUCTS`](Self::UNSIGNED_PRODUCTS), of any codes without a sign. x is not -128.
+    fn add_products(self, sums: Self::I32, weights: Self::Codes, x: [i8; 4]) -> Self::I32;
 
     /// Integers as floats.
     fn floats(self, integers: Self::I32) -> Self::F32;
@@ -148,6 +153,10 @@ impl Level {
             Kind::Avx512(proof) => Wide::from(proof).vectorise(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(bytes) => bytes.vectorise(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(proof) => NeonBytes::from(proof).vectorise(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(bytes) => bytes.vectorise(kernel),
         }
     }
 
@@ -157,6 +166,8 @@ impl Level {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2Vnni(_) | Kind::Avx512Vnni(_) => true,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot(_) => true,
             _ => false,
         }
     }
@@ -170,7 +181,7 @@ impl Bytes for Portable {
 
     const TILE_ROWS: usize = 1;
     const TILE_VECTORS: usize = 1;
-    const BYTE_PRODUCTS: bool = false;
+    const UNSIGNED_PRODUCTS: bool = false;
 
     #[inline(always)]
     fn simd(self) -> Self {
@@ -265,10 +276,11 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+    fn store_weights(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) -> u8 {
         for i in 0..BYTES {
             out[i] = codes[i] ^ offset & SIGNED;
         }
+        offset
     }
 
     #[inline(always)]
@@ -277,11 +289,11 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32 {
+    fn add_products(self, sums: Self::I32, weights: Self::Codes, x: [i8; 4]) -> Self::I32 {
         let mut sums = sums;
-        for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+        for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
             for i in 0..4 {
-                *sum += i32::from(codes[i]) * i32::from(x[i]);
+                *sum += i32::from(weights[i]) * i32::from(x[i]);
             }
         }
         sums
@@ -335,18 +347,20 @@ mod tests {
             let [six0, six1] = b.six_bits(low, high);
             let five = [b.fifth_bits::<0>(four[0], high), b.fifth_bits::<6>(four[1], high)];
             let vector = b.simd().load(&floats);
-            let [halves, more] = b.low_high(low);
-            let products = b.add_products(b.zero(), b.load(low), [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
-            let products = b.add_products(products, b.load(low), [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
-            let mut stored = [[0; BYTES]; 4];
-            b.store_unsigned(four[0], 8, &mut stored[0]);
-            b.store_unsigned(b.join(first, second), SIGNED, &mut stored[1]);
-            b.store_unsigned(halves, 0, &mut stored[2]);
-            b.store_unsigned(more, 0, &mut stored[3]);
-            let stored = stored.as_flattened().as_chunks().0.iter().map(|bytes| b.simd().load_i8(bytes));
-            let mut out: Vec<_> = stored.collect();
-            out.push(b.floats(products));
+            let mut out = Vec::new();
+            // What is stored differs from level to level, what comes of it does not: every number is an integer below 2^24.
+            for (codes, offset) in [(b.join(first, second), SIGNED), (four[0], 8), (six0, 32), (five[1], 0)] {
+                let mut weights = [0; BYTES];
+                let offset = b.store_weights(codes, offset, &mut weights);
+                let products =
+                    b.add_products(b.zero(), b.load(&weights), [x.codes[0], x.codes[1], x.codes[2], x.codes[3]]);
+                let products =
+                    b.add_products(products, b.load(&weights), [x.codes[4], x.codes[5], x.codes[6], x.codes[7]]);
+                let sum: f32 = x.codes[..8].iter().map(|&x| f32::from(x)).sum();
+                out.push(b.simd().add(b.floats(products), b.simd().splat(-f32::from(offset) * sum)));
+            }
             out.extend([b.dot(b.join(first, second), SIGNED, x)]);
+            out.extend(b.low_high(low).map(|halves| b.dot(halves, 0, x)));
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }
@@ -418,8 +432,9 @@ mod tests {
         }
         let x = quarter([127; BYTES]);
         let out = Level::PORTABLE.dispatch_bytes(Everything(&[0x80; 96], &x, [0.0; LANES], [0; 8]));
-        // After sixteen vectors of bytes and the products of unsigned ones.
-        assert_eq!(out[16], [128.0 * 127.0 * 8.0; LANES]);
-        assert_eq!(out[17], [-128.0 * 127.0 * 4.0; LANES]);
+        // Products of bytes with a sign, then of others: codes 0 and 8 less 8, sixteen codes of each in turn.
+        assert_eq!(out[0], [-128.0 * 127.0 * 8.0; LANES]);
+        assert_eq!(out[1], std::array::from_fn(|i| if i / 4 % 2 == 0 { -8.0 * 127.0 * 8.0 } else { 0.0 }));
+        assert_eq!(out[4], [-128.0 * 127.0 * 4.0; LANES]);
     }
 }

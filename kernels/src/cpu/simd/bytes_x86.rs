@@ -90,7 +90,7 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     // Six accumulators of integers and six of floats, two vectors of weights, one broadcast: 15 of 16 registers.
     const TILE_ROWS: usize = 3;
     const TILE_VECTORS: usize = 1;
-    const BYTE_PRODUCTS: bool = VNNI;
+    const UNSIGNED_PRODUCTS: bool = VNNI;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
@@ -211,13 +211,14 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
     }
 
     #[inline(always)]
-    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+    fn store_weights(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) -> u8 {
         // SAFETY: 64 bytes are writable there, 32 of them from the middle.
         unsafe {
             let sign = _mm256_set1_epi8((offset & SIGNED).cast_signed());
             _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_xor_si256(codes[0], sign));
             _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), _mm256_xor_si256(codes[1], sign));
         }
+        offset
     }
 
     #[inline(always)]
@@ -320,7 +321,7 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     // Twelve accumulators of integers and twelve of floats, two vectors of weights, scales: 32 registers.
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 2;
-    const BYTE_PRODUCTS: bool = VNNI;
+    const UNSIGNED_PRODUCTS: bool = VNNI;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -430,12 +431,13 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn store_unsigned(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) {
+    fn store_weights(self, codes: Self::Codes, offset: u8, out: &mut [u8; BYTES]) -> u8 {
         // SAFETY: 64 bytes are writable there.
         unsafe {
             let sign = _mm512_set1_epi8((offset & SIGNED).cast_signed());
             _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_xor_si512(codes, sign));
         }
+        offset
     }
 
     #[inline(always)]
