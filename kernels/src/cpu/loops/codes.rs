@@ -75,18 +75,17 @@ impl<const N: usize> Factors<N> {
             let largest = simd.largest(simd.max(most, simd.mul(least, simd.splat(-1.0))));
             all.unit = largest / INTEGERS;
             let inverse = simd.splat(if all.unit > 0.0 { INTEGERS / largest } else { 0.0 });
-            for n in 0..N {
-                let [high, low] = &mut all.bytes[n];
+            for ([high, low], scaled) in all.bytes.iter_mut().zip(&scaled) {
                 let ((high, _), (low, _)) = (high.as_chunks_mut(), low.as_chunks_mut());
-                for v in 0..STEP / LANES {
-                    bytes.split(simd.mul(scaled[n][v], inverse), &mut high[v], &mut low[v]);
+                for ((high, low), &scaled) in high.iter_mut().zip(low).zip(scaled) {
+                    bytes.split(simd.mul(scaled, inverse), high, low);
                 }
             }
         } else {
-            for n in 0..N {
-                let (floats, _) = all.floats[n].as_chunks_mut();
-                for v in 0..STEP / LANES {
-                    simd.store(scaled[n][v], &mut floats[v]);
+            for (floats, scaled) in all.floats.iter_mut().zip(&scaled) {
+                let (floats, _) = floats.as_chunks_mut();
+                for (floats, &scaled) in floats.iter_mut().zip(scaled) {
+                    simd.store(scaled, floats);
                 }
             }
         }
@@ -136,8 +135,8 @@ impl<const N: usize> Factors<N> {
                 }
             }
         } else {
-            for n in 0..N {
-                out[n] = [simd.splat(self.offsets[n]); V];
+            for (out, &offset) in out.iter_mut().zip(&self.offsets) {
+                *out = [simd.splat(offset); V];
             }
             for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).enumerate().take(quads) {
                 ahead.fetch(simd);

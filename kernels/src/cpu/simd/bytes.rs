@@ -116,7 +116,7 @@ pub trait Bytes: Copy + Send + Sync + 'static {
         for i in 0..LANES {
             let bits = lanes[i].to_bits();
             low[i] = (bits as u8).cast_signed();
-            high[i] = ((bits + 128 >> 8) as u8).cast_signed();
+            high[i] = (((bits + 128) >> 8) as u8).cast_signed();
         }
     }
 
