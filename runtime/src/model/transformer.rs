@@ -391,7 +391,7 @@ impl<O: ThinOps> Model<O> {
                 fused = ops.rotate(fused, heads, rotation(config, layer), &|row| position + row);
                 profile.rotate += laps.lap();
                 ops.hold(cache, index, &mut prompt, &fused)?;
-                profile.admit += laps.lap();
+                profile.attend += laps.lap();
                 // Of the last layer nothing but the last row is asked for.
                 if index + 1 < layers.len() || range.end == rows {
                     mixed = ops.attend_prompt(cache, index, &prompt, &fused, mixed)?;
