@@ -5,6 +5,7 @@
 //! W queries of G heads take O(W·G·S·D) and one row of S floats.
 
 use crate::{Error, Loops, MAX_GROUP, MAX_HEAD_DIM, error::check_len};
+use core::ops::Range;
 
 /// Keys or values of one KV head, whole and after RoPE: those of token t are `data[t * stride ..][..D]`.
 #[derive(Clone, Copy, Debug)]
@@ -216,11 +217,7 @@ pub fn head_mass<L: Loops>(
     scratch: &mut [f32],
     mass: &mut [f32],
 ) -> Result<(), Error> {
-    check_len("attention mass", keys.tokens, mass.len())?;
-    mass.fill(0.0);
-    add_mass(loops, queries, head, keys, scratch, mass)?;
-    scale(mass, queries.window);
-    Ok(())
+    mean_mass(loops, queries, head..head + 1, keys, scratch, mass)
 }
 
 /// Writes the attention mass of each token, the mean over all W·G queries: S numbers that sum to 1.
@@ -234,34 +231,29 @@ pub fn group_mass<L: Loops>(
     scratch: &mut [f32],
     mass: &mut [f32],
 ) -> Result<(), Error> {
-    check_len("attention mass", keys.tokens, mass.len())?;
-    mass.fill(0.0);
-    for head in 0..queries.group {
-        add_mass(loops, queries, head, keys, scratch, mass)?;
-    }
-    scale(mass, queries.window * queries.group);
-    Ok(())
+    mean_mass(loops, queries, 0..queries.group, keys, scratch, mass)
 }
 
-fn add_mass<L: Loops>(
+/// The mean over all queries of `heads`.
+fn mean_mass<L: Loops>(
     loops: &L,
     queries: &QueryWindow<'_>,
-    head: usize,
+    heads: Range<usize>,
     keys: &TokenRows<'_>,
     scratch: &mut [f32],
     mass: &mut [f32],
 ) -> Result<(), Error> {
-    each_query(loops, queries, head, keys, scratch, |row| {
-        for (mass, &p) in mass.iter_mut().zip(row) {
-            *mass += p;
-        }
-        Ok(())
-    })
-}
-
-fn scale(mass: &mut [f32], queries: usize) {
-    let scale = 1.0 / queries as f32;
+    check_len("attention mass", keys.tokens, mass.len())?;
+    mass.fill(0.0);
+    let scale = 1.0 / (queries.window * heads.len()) as f32;
+    for head in heads {
+        each_query(loops, queries, head, keys, scratch, |row| {
+            mass.iter_mut().zip(row).for_each(|(mass, &p)| *mass += p);
+            Ok(())
+        })?;
+    }
     mass.iter_mut().for_each(|x| *x *= scale);
+    Ok(())
 }
 
 /// The dot product, in eight lanes: a plain sum would not vectorise.

@@ -129,33 +129,24 @@ pub fn decode(
         })
     };
     let parts = |head: &HeadRef<'_>| (head.span().blocks as usize).div_ceil(TASK_BLOCKS).clamp(1, most);
-    let failed = Mutex::new(None);
-    pool.run(kv_heads * slots.len() * most, &|task| {
+    pool.try_run(kv_heads * slots.len() * most, &|task| {
         let (unit, split) = (task / most, task % most);
-        let run = || -> Result<(), Error> {
-            let head = view(unit)?;
-            let (parts, blocks) = (parts(&head), head.span().blocks as usize);
-            if split >= parts {
-                return Ok(());
-            }
-            let mut memory = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
-            let (partial, scratch) = memory.split_at_mut(Partial::len(group, head_dim));
-            let mut queries = Queries::new(&head, queries(unit)?, scratch)?;
-            let mut partial = Partial::new(partial, group, head_dim)?;
-            let part = blocks * split / parts..blocks * (split + 1) / parts;
-            attend::attend_prefix(&SimdLoops(level), &head, &mut queries, part, window, &mut partial)?;
-            if split + 1 == parts {
-                attend::attend_recent(&SimdLoops(level), &head, &mut queries, window, &mut partial)?;
-            }
-            Ok(())
-        };
-        if let Err(error) = run() {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let head = view(unit)?;
+        let (parts, blocks) = (parts(&head), head.span().blocks as usize);
+        if split >= parts {
+            return Ok(());
         }
-    });
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
+        let mut memory = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
+        let (partial, scratch) = memory.split_at_mut(Partial::len(group, head_dim));
+        let mut queries = Queries::new(&head, queries(unit)?, scratch)?;
+        let mut partial = Partial::new(partial, group, head_dim)?;
+        let part = blocks * split / parts..blocks * (split + 1) / parts;
+        attend::attend_prefix(&SimdLoops(level), &head, &mut queries, part, window, &mut partial)?;
+        if split + 1 == parts {
+            attend::attend_recent(&SimdLoops(level), &head, &mut queries, window, &mut partial)?;
+        }
+        Ok::<_, Error>(())
+    })?;
     for (unit, out) in out.chunks_exact_mut(group * head_dim).enumerate() {
         let parts = parts(&view(unit)?);
         let (first, others) = scratch.tasks[unit * most..][..parts].split_at_mut(1);

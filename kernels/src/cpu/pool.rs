@@ -138,6 +138,23 @@ impl Pool {
         self.run_on_threads(tasks, &|task, _| body(task));
     }
 
+    /// [`run`](Self::run) for tasks that may fail: an error of one of them, where there are any. All tasks run.
+    ///
+    /// # Errors
+    /// What a task returned.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn try_run<E: Send>(&self, tasks: usize, body: &(dyn Fn(usize) -> Result<(), E> + Sync)) -> Result<(), E> {
+        let failed = Mutex::new(None);
+        self.run(tasks, &|task| {
+            if let Err(error) = body(task) {
+                *lock(&failed) = Some(error);
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
     /// [`run`](Self::run) with `body(task, thread)`: `thread` is below [`threads`](Self::threads), and no two tasks of
     /// this run have the same at the same time. It is what per-thread scratch is indexed with.
     ///

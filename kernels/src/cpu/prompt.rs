@@ -152,10 +152,7 @@ impl Prompt {
             let at = head * head_dim;
             for ((token, row), value) in rows.chunks(fused.stride).enumerate().zip(values.chunks_exact_mut(padded)) {
                 value[..head_dim].copy_from_slice(&row[fused.values + at..][..head_dim]);
-                let block = &mut keys[token / BLOCK * BLOCK * head_dim..];
-                for (channel, &x) in row[fused.keys + at..][..head_dim].iter().enumerate() {
-                    block[channel * BLOCK + token % BLOCK] = x;
-                }
+                put_key(keys, token, &row[fused.keys + at..][..head_dim]);
             }
         });
         self.held += count;
@@ -173,18 +170,14 @@ impl Prompt {
         let Self { slot, heads, rows, held, ref packed } = *self;
         assert_eq!(held, rows, "rows of the layer");
         let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
-        let failed = Mutex::new(None);
-        pool.run(steps.len(), &|head| {
+        let admitted = pool.try_run(steps.len(), &|head| {
             let (keys, values) = own(packed, rows, heads.head_dim, head);
             let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(heads.head_dim) };
             // The locks are never contended: they are what makes the access safe.
-            let result = steps[head].lock().unwrap_or_else(PoisonError::into_inner).admit(heads.group(), kv);
-            if let Err(error) = result {
-                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            }
+            steps[head].lock().unwrap_or_else(PoisonError::into_inner).admit(heads.group(), kv)
         });
         self.held = 0;
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        admitted
     }
 
     /// What the queries of KV head `head` see, whose cache before the prompt is `past`: thin prefix, ring, and the new
@@ -253,15 +246,11 @@ fn pack_past(
         packed = rest;
         parts.push(Mutex::new((head, part)));
     }
-    let failed = Mutex::new(None);
-    pool.run(parts.len(), &|head| {
+    pool.try_run(parts.len(), &|head| {
         let mut part = parts[head].lock().unwrap_or_else(PoisonError::into_inner);
         let (head, part) = &mut *part;
-        if let Err(error) = pack_head(head, part) {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        pack_head(head, part)
+    })
 }
 
 fn pack_head(head: &HeadRef<'_>, packed: &mut [f32]) -> Result<(), Error> {
@@ -281,12 +270,17 @@ fn pack_head(head: &HeadRef<'_>, packed: &mut [f32]) -> Result<(), Error> {
     let key = &mut key[..head_dim];
     for token in 0..span.recent as usize {
         head.read_recent(token, key, &mut values[token * padded..][..head_dim])?;
-        let block = &mut keys[token / BLOCK * BLOCK * head_dim..];
-        for (channel, &x) in key.iter().enumerate() {
-            block[channel * BLOCK + token % BLOCK] = x;
-        }
+        put_key(keys, token, key);
     }
     Ok(())
+}
+
+/// Writes the key of `token` into keys packed as `[block][channels][32]`.
+fn put_key(keys: &mut [f32], token: usize, key: &[f32]) {
+    let block = &mut keys[token / BLOCK * BLOCK * key.len()..];
+    for (channel, &x) in key.iter().enumerate() {
+        block[channel * BLOCK + token % BLOCK] = x;
+    }
 }
 
 #[cfg(test)]

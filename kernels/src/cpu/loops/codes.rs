@@ -5,9 +5,10 @@
 //! goes into its weight. So both loops are the same: up to 32 *factors* a query head (of channels, or of tokens), each
 //! multiplied by 32 codes.
 //!
-//! Where bytes without a sign can be multiplied and summed by one instruction (VNNI), the factors become integers of 16 bits, in two bytes:
-//! four codes and four factors are one product of words, and nothing is converted but the sums. The factors of a step
-//! share a scale, so one is off by at most a part in 65,024 of the largest: far less than half a step of an 8-bit code.
+//! Where bytes without a sign can be multiplied and summed by one instruction (VNNI), the factors become integers of 16
+//! bits, in two bytes: four codes and four factors are one product of words, and nothing is converted but the sums. The
+//! factors of a step share a scale, so one is off by at most a part in 65,024 of the largest: far less than half a step of
+//! an 8-bit code.
 
 use super::{Ahead, HEADS, LANES, Simd, per_heads, store};
 use crate::cpu::simd::bytes::{ByteKernel, Bytes};
