@@ -45,9 +45,9 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
     let mut cache = ThinCache::new(plan, 32, |_, _| KEPT).expect("a plan");
     let (pool, data) = (Pool::new(2).expect("threads"), numbers(tokens * HEADS.width()));
     cache.begin(0, tokens, true).expect("room");
-    let mut prompt = Prompt::new(&cache, 0, tokens, HEADS);
+    let mut prompt = Prompt::new(&cache, 0, tokens, 32, HEADS);
     for layer in 0..LAYERS {
-        prompt.hold(&pool, &mut cache, layer, Fused::new(&data, HEADS)).expect("room");
+        prompt.hold(&pool, &cache, layer, Fused::new(&data, HEADS)).expect("room");
         prompt.admit(&pool, &mut cache, layer).expect("room");
     }
     cache.commit(0);

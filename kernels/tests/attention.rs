@@ -153,11 +153,11 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         let mut out = vec![f32::NAN; new * HEADS * d];
         let exact = new > 1;
         if exact {
-            let mut prompt = Prompt::new(&cache, slot, new, heads);
+            let mut prompt = Prompt::new(&cache, slot, new, cache.window(), heads);
             let run = case.run * BLOCK;
             for (data, out) in data.chunks(run * stride).zip(out.chunks_mut(run * HEADS * d)) {
                 let fused = Fused::new(data, heads);
-                prompt.hold(&pool, &mut cache, 0, fused).unwrap();
+                prompt.hold(&pool, &cache, 0, fused).unwrap();
                 attention::prefill((&pool, level), &cache, 0, &prompt, fused, out, &mut scratch).unwrap();
             }
             prompt.admit(&pool, &mut cache, 0).unwrap();
@@ -224,8 +224,8 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
     let heads = Heads { heads: 1, kv_heads: 1, head_dim: 16 };
     let data = vec![0.5; 100 * heads.width()];
     cache.begin(0, 100, true).unwrap();
-    let (pool, mut prompt) = (Pool::new(2).unwrap(), Prompt::new(&cache, 0, 100, heads));
-    prompt.hold(&pool, &mut cache, 0, Fused::new(&data, heads)).unwrap();
+    let (pool, mut prompt) = (Pool::new(2).unwrap(), Prompt::new(&cache, 0, 100, 32, heads));
+    prompt.hold(&pool, &cache, 0, Fused::new(&data, heads)).unwrap();
     prompt.admit(&pool, &mut cache, 0).unwrap();
     cache.commit(0);
     assert!(cache.begin(0, 1, false).is_err());

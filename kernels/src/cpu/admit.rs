@@ -1,6 +1,7 @@
 //! Admission: the key and value of a step's token into the cache of a layer.
 
 use super::{attention::Fused, cache::ThinCache};
+use crate::ops::Cache;
 use thinkey_core::{Error, KeyOrder, Rows};
 
 /// Admits one new token of `slot` to a layer, see [`HeadStep::admit`](super::cache::HeadStep::admit); its queries count

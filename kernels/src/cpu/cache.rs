@@ -126,12 +126,6 @@ impl ThinCache {
         heads * size_of::<HeadLayout>() + (heads + 1) * size_of::<usize>() + plan.slots * size_of::<Slot>()
     }
 
-    /// Newest queries of a prompt that score its channels, W.
-    #[must_use]
-    pub fn window(&self) -> usize {
-        self.window
-    }
-
     /// How many tokens of `slot` are where, the step under way not counted.
     #[must_use]
     pub fn span(&self, slot: usize) -> Span {
@@ -215,8 +209,8 @@ pub struct HeadStep<'a> {
 }
 
 impl HeadStep<'_> {
-    /// Counts the squares of query rows for the score, if channels are still to be chosen: the newest W of the step, in
-    /// one call or more. `queries` yields rows of each query head of the group, as (data, rows, stride).
+    /// Counts the squares of query rows for the score, if channels are still to be chosen: the newest W of the step.
+    /// `queries` yields rows of each query head of the group, as (data, rows, stride).
     ///
     /// # Errors
     /// Where slices do not fit.
@@ -259,6 +253,10 @@ impl Cache for ThinCache {
         self.arena.len()
             + self.masks.capacity() * size_of::<Option<ChannelMask>>()
             + (tables + self.free.capacity()) * size_of::<u32>()
+    }
+
+    fn window(&self) -> usize {
+        self.window
     }
 
     fn position(&self, slot: usize) -> usize {

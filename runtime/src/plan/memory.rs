@@ -23,6 +23,8 @@ pub struct Workload {
     pub lambda: Lambda,
     /// Newest tokens kept whole, R.
     pub recent: usize,
+    /// Newest queries of a prompt that score its channels, W.
+    pub window: usize,
     /// How keys are stored.
     pub keys: StorageKind,
     /// How values are stored.
@@ -176,6 +178,7 @@ impl<'a> Planner<'a> {
             heads: config.heads,
             kept,
             prompt,
+            window: workload.window,
             rows: prompt.min(RUN).max(plan.slots),
             cache: plan,
         };
