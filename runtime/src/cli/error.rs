@@ -4,7 +4,8 @@ use super::budget::TooLarge;
 use rustyline::error::ReadlineError;
 use std::{io, path::PathBuf};
 use thinkey::{
-    engine::Device, model::ModelError, sample::SamplingError, store::StoreError, text::TextError, weights::WeightsError,
+    engine::Device, eval::EvalError, model::ModelError, sample::SamplingError, store::StoreError, text::TextError,
+    weights::WeightsError,
 };
 
 /// What ends a command: one line, with the cause and what to do.
@@ -87,6 +88,17 @@ pub enum CliError {
     /// A file that an option names.
     #[error("cannot read {}: {cause}", path.display())]
     Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// What is measured.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A file that an option names cannot be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
         /// The file.
         path: PathBuf,
         /// Why.
