@@ -167,14 +167,14 @@ impl Fact {
         let number = (10_000 + random.below(90_000)).to_string();
         let (told, question) = match test {
             Test::Passkey => (
-                format!("\nThe pass key is {number}. Remember it. {number} is the pass key.\n"),
+                format!("\nThe pass key is {number}. Remember it. {number} is the pass key."),
                 "\nWhat is the pass key? The pass key is".to_owned(),
             ),
             Test::Needle(_) => {
                 let city = CITIES[random.below(CITIES.len() as u64) as usize];
                 (
-                    format!("\nThe special number of {city} is {number}.\n"),
-                    format!("\n\nWhat is the special number of {city}? The special number of {city} is"),
+                    format!("\nThe special number of {city} is {number}."),
+                    format!("\nWhat is the special number of {city}? The special number of {city} is"),
                 )
             }
         };
@@ -295,7 +295,7 @@ mod tests {
             assert_eq!(report.policies.len(), 2);
             for row in &report.policies {
                 assert_eq!((row.found.len(), row.found[0].len(), row.asked), (3, 2, 12));
-                assert_eq!(row.total, row.found.iter().flatten().sum());
+                assert_eq!(row.total, row.found.iter().flatten().sum::<usize>());
             }
         }
     }

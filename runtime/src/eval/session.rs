@@ -101,7 +101,7 @@ mod tests {
             ["full", "choice=top(.5)", "choice=top(.5),keys=int4,values=int8"].map(|line| bytes(line).unwrap());
         assert_eq!(think.prefix_keys, full.prefix_keys / 2);
         assert_eq!(think.prefix_values, full.prefix_values);
-        assert!(small.prefix_keys < think.prefix_keys / 3 && small.prefix_values < think.prefix_values);
+        assert!(small.prefix_keys < think.prefix_keys / 2 && small.prefix_values < think.prefix_values);
     }
 
     #[test]
