@@ -92,7 +92,8 @@ mod tests {
     use crate::{model::Architecture, weights::fixture};
 
     fn bytes(line: &str) -> Result<CacheBytes, EvalError> {
-        cache_bytes(&fixture::config(Architecture::Llama), &line.parse().unwrap(), 1000)
+        let config = ModelConfig { head_dim: 64, ..fixture::config(Architecture::Llama) };
+        cache_bytes(&config, &line.parse().unwrap(), 1000)
     }
 
     #[test]
