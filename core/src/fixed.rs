@@ -85,7 +85,7 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
     /// unchanged then.
     pub fn admit(&mut self, queries: &[f32], rows: Rows<'_>, new: usize, prompt: bool) -> Result<(), Error> {
         let head_dim = self.layout.head_dim as usize;
-        let admission = self.span.admit(new, self.layout.recent as usize, None, prompt);
+        let admission = self.span.admit(new, self.layout.retention(), prompt);
         let (needed, capacity) = (admission.after.blocks as usize, self.layout.pages as usize);
         if needed > capacity {
             return Err(Error::Capacity { what: "pages", needed, capacity });

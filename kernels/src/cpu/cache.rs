@@ -3,7 +3,8 @@
 use crate::ops::Cache;
 use memmap2::MmapMut;
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span, StorageKind,
+    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Span,
+    StorageKind,
 };
 
 /// Why a cache could not be made.
@@ -239,7 +240,10 @@ impl HeadStep<'_> {
     pub fn admit(&mut self, group: usize, rows: Rows<'_>) -> Result<(), Error> {
         let Self { view, mask, step, pages, scored } = self;
         if mask.is_none() && !step.new_blocks().is_empty() {
-            **mask = Some(view.choose(step.before.recent as usize, rows, step.new, *scored * group)?);
+            let held = step.before.recent as usize;
+            let chosen = view.choose(held, rows, step.new, *scored * group)?;
+            view.correct(&chosen, Moments::Tokens { held, rows, new: step.new })?;
+            **mask = Some(chosen);
         }
         view.admit(step, pages, mask.as_ref(), rows)
     }
@@ -283,7 +287,7 @@ impl Cache for ThinCache {
     fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
         self.check(slot, new)?;
         let state = &mut self.slots[slot];
-        let admission = state.span.admit(new, self.plan.recent, self.plan.window, prompt);
+        let admission = state.span.admit(new, self.plan.retention(), prompt);
         state.before.clear();
         state.before.extend_from_slice(&state.pages);
         let gone = admission.dropped.min(state.pages.len());

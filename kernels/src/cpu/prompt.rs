@@ -44,9 +44,13 @@ pub(super) const fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(2 * LANES)
 }
 
-/// Channels and lanes of what the cache held of a head: the thin prefix, then the ring.
-const fn past(span: Span, kept: usize, head_dim: usize) -> [(usize, usize); 2] {
-    [(kept, span.blocks as usize * BLOCK), (head_dim, (span.recent as usize).next_multiple_of(BLOCK))]
+/// Channels and lanes of what the cache held of a head: the sinks, the thin prefix, then the ring.
+const fn past(span: Span, kept: usize, head_dim: usize) -> [(usize, usize); 3] {
+    [
+        (head_dim, (span.sinks as usize).next_multiple_of(BLOCK)),
+        (kept, span.blocks as usize * BLOCK),
+        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
+    ]
 }
 
 /// Floats of regions together.
@@ -84,7 +88,8 @@ impl Prompt {
         let past = plan.tokens.saturating_sub(prompt);
         let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
         let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
-        let lanes = prompt.next_multiple_of(BLOCK) + recent + 2 * BLOCK;
+        let sinks = past.min(plan.sinks).next_multiple_of(BLOCK);
+        let lanes = prompt.next_multiple_of(BLOCK) + sinks + recent + 2 * BLOCK;
         AlignedVec::bytes(plan.kv_heads * (lanes * whole + blocks * BLOCK * thin))
     }
 
@@ -180,37 +185,41 @@ impl Prompt {
         admitted
     }
 
-    /// What the queries of KV head `head` see, whose cache before the prompt is `past`: thin prefix, ring, and the new
-    /// tokens so far. `before` are the floats that the heads before it take of the past.
-    pub(super) fn regions(&self, head: usize, before: usize, past: &HeadRef<'_>, position: usize) -> [Region<'_>; 3] {
+    /// What the queries of KV head `head` see, whose cache before the prompt is `past`: sinks, thin prefix, ring, and the
+    /// new tokens so far. `before` are the floats that the heads before it take of the past.
+    pub(super) fn regions(&self, head: usize, before: usize, past: &HeadRef<'_>, position: usize) -> [Region<'_>; 4] {
         let Heads { kv_heads, head_dim, .. } = self.heads;
         let (span, padded) = (past.span(), padded(head_dim));
         let rest = &self.packed[kv_heads * Self::own(self.rows, head_dim) + before..];
-        let [(kept, thin), (_, ring)] = self::past(span, past.layout().kept as usize, head_dim);
-        let (thin, rest) = rest.split_at(thin * (kept + padded));
-        let (thin_keys, thin_values) = thin.split_at(span.blocks as usize * BLOCK * kept);
-        let (ring_keys, ring_values) = rest[..ring * (head_dim + padded)].split_at(ring * head_dim);
+        let past = self::past(span, past.layout().kept as usize, head_dim);
+        let mut rest = rest;
+        let [sinks, thin, ring] = past.map(|(channels, lanes)| {
+            let (part, tail) = rest.split_at(lanes * (channels + padded));
+            rest = tail;
+            part.split_at(lanes * channels)
+        });
+        let (kept, hidden) = (past[1].0, span.hidden as usize);
         let (keys, values) = own(&self.packed, self.rows, head_dim, head);
-        let (position, hidden, recent) = (position as isize, span.hidden as usize, span.recent as usize);
-        let whole = Region { keys, values, channels: head_dim, lanes: self.held, hidden: 0, position, thin: false };
+        let position = position as isize;
+        let whole = |(keys, values), lanes, position| Region {
+            keys,
+            values,
+            channels: head_dim,
+            lanes,
+            hidden: 0,
+            position,
+            thin: false,
+        };
         [
+            whole(sinks, span.sinks as usize, 0),
             Region {
-                keys: thin_keys,
-                values: thin_values,
                 channels: kept,
-                lanes: hidden + span.prefix(),
                 hidden,
-                position: position - (span.tokens() + hidden) as isize,
                 thin: true,
+                ..whole(thin, hidden + span.prefix(), position - (span.run() + hidden) as isize)
             },
-            Region {
-                keys: ring_keys,
-                values: ring_values,
-                lanes: recent,
-                position: position - recent as isize,
-                ..whole
-            },
-            whole,
+            whole(ring, span.recent as usize, position - span.recent as isize),
+            whole((keys, values), self.held, position),
         ]
     }
 }
@@ -258,16 +267,24 @@ fn pack_head(head: &HeadRef<'_>, packed: &mut [f32]) -> Result<(), Error> {
     let padded = padded(head_dim);
     // Padding that something else was in before.
     packed.fill(0.0);
-    let [(kept, thin), (_, ring)] = past(span, head.layout().kept as usize, head_dim);
-    let (prefix, recent) = packed.split_at_mut(thin * (kept + padded));
-    let (keys, values) = prefix.split_at_mut(thin * kept);
+    let (mut rest, past) = (packed, past(span, head.layout().kept as usize, head_dim));
+    let [sinks, thin, ring] = past.map(|(channels, lanes)| {
+        let part = rest.split_off_mut(..lanes * (channels + padded)).unwrap_or_default();
+        part.split_at_mut(lanes * channels)
+    });
+    let ((keys, values), kept) = (thin, past[1].0);
     for block in 0..span.blocks as usize {
         head.read_key_block(block, &mut keys[block * BLOCK * kept..][..BLOCK * kept])?;
         head.read_value_block(block, &mut values[block * BLOCK * padded..][..BLOCK * padded], padded)?;
     }
-    let (keys, values) = recent.split_at_mut(ring * head_dim);
     let mut key = [0.0; thinkey_core::MAX_HEAD_DIM];
     let key = &mut key[..head_dim];
+    let (keys, values) = sinks;
+    for token in 0..span.sinks as usize {
+        head.read_sink(token, key, &mut values[token * padded..][..head_dim])?;
+        put_key(keys, token, key);
+    }
+    let (keys, values) = ring;
     for token in 0..span.recent as usize {
         head.read_recent(token, key, &mut values[token * padded..][..head_dim])?;
         put_key(keys, token, key);
@@ -295,6 +312,7 @@ mod tests {
         fn packed_regions_stay_within_what_is_told(
             head_dim in 8usize..80,
             thinned in 0usize..8,
+            sinks in prop_oneof![Just(0usize), 1usize..40],
             recent in 0usize..100,
             window in prop::option::of(1usize..400),
             tokens in 1usize..700,
@@ -303,7 +321,8 @@ mod tests {
         ) {
             let (kind, kept, kv_heads) = (StorageKind::F32, head_dim - thinned, 2);
             let plan = CachePlan {
-                layers: 2, kv_heads, head_dim, recent, slots: 1, tokens, window, keys: kind, values: kind,
+                layers: 2, kv_heads, head_dim, sinks, recent, corrected: false, slots: 1, tokens, window, keys: kind,
+                values: kind,
             };
             let heads = Heads { heads: 4, kv_heads, head_dim };
             let most = Prompt::bytes(&plan, kept, prompt);

@@ -5,6 +5,7 @@
 
 mod attention;
 mod cache;
+mod correction;
 
 pub use cache::ReferenceCache;
 
@@ -174,7 +175,7 @@ impl<B: Backend> ThinOps for Reference<B> {
         heads: Heads,
     ) -> Result<(), Error> {
         let mut rows = slots.iter().enumerate();
-        rows.try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads))
+        rows.try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads, false))
     }
 
     fn attend(
@@ -220,7 +221,8 @@ impl<B: Backend> ThinOps for Reference<B> {
     }
 
     fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &mut Self::Prompt) -> Result<(), Error> {
-        cache.admit(layer, prompt.slot, Tensor::cat(std::mem::take(&mut prompt.held), 0), prompt.heads)
+        let fused = Tensor::cat(std::mem::take(&mut prompt.held), 0);
+        cache.admit(layer, prompt.slot, fused, prompt.heads, true)
     }
 
     fn add_linear(
