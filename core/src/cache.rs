@@ -375,14 +375,12 @@ fn check_mask(layout: &HeadLayout, mask: &ChannelMask) -> Result<(), Error> {
 /// What [`HeadMut::correct`] goes by.
 #[derive(Debug)]
 pub enum Moments<'a> {
-    /// The keys of whole tokens: those of the ring, then new ones.
+    /// The keys of the whole tokens of an admission that are no sinks: those of the ring, then new ones.
     Tokens {
-        /// Tokens of the ring.
-        held: usize,
-        /// New tokens.
+        /// The admission that is to be carried out.
+        admission: &'a Admission,
+        /// The new tokens.
         rows: Rows<'a>,
-        /// How many.
-        new: usize,
     },
     /// What [`moments`](crate::channel::compensate::moments) has made of them.
     Known {
@@ -418,6 +416,12 @@ impl<'a> HeadMut<'a> {
     pub fn new(layout: HeadLayout, bytes: &'a mut [u8], slot: usize) -> Result<Self, Error> {
         check(&layout, bytes.len(), slot, &[], Span::default())?;
         Ok(Self { layout, bytes, slot })
+    }
+
+    /// The layout.
+    #[must_use]
+    pub const fn layout(&self) -> &HeadLayout {
+        &self.layout
     }
 
     /// Forgets the query energies: a new sequence starts.
@@ -480,8 +484,7 @@ impl<'a> HeadMut<'a> {
 
     /// Stores how queries are to be corrected for the channels that `mask`, which is to be given to
     /// [`admit`](Self::admit), does not keep: as [`Correction::solve`] does from `moments`, the mean and the covariance of the
-    /// head's keys and scratch for it, or by the [means](Correction::means) of the whole tokens as
-    /// [`score`](Self::score) has them. Nothing where the layout has no correction.
+    /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Nothing where the layout has no correction.
     ///
     /// # Errors
     /// As [`Correction::solve`]; [`Error::Kept`] for a mask of another shape.
@@ -493,8 +496,8 @@ impl<'a> HeadMut<'a> {
         }
         let mut means = [0.0f32; MAX_HEAD_DIM];
         let means = &mut means[..self.layout.head_dim as usize];
-        if let Moments::Tokens { held, rows, new } = moments {
-            self.means(held, rows, new, means)?;
+        if let Moments::Tokens { admission, rows } = moments {
+            self.means(admission, rows, means)?;
         }
         with_element!(self.layout.correction_kind(), E => {
             let memory = elements_mut::<E>(&mut self.bytes[range])?;
@@ -507,16 +510,18 @@ impl<'a> HeadMut<'a> {
         })
     }
 
-    /// The mean of the keys of the whole tokens: the `held` ones of the ring, then `new` rows.
-    fn means(&self, held: usize, rows: Rows<'_>, new: usize, means: &mut [f32]) -> Result<(), Error> {
+    /// The mean of the keys of the whole tokens of an admission that are no sinks.
+    fn means(&self, admission: &Admission, rows: Rows<'_>, means: &mut [f32]) -> Result<(), Error> {
         let (head_dim, stride) = (means.len(), self.layout.ring_stride());
+        let Admission { before, new, sunk, .. } = *admission;
         rows.check(new, head_dim)?;
-        let (steps, count) = (Steps::keys(&rows, head_dim), (held + new).max(1) as f32);
+        let (held, steps) = (before.recent as usize, Steps::keys(&rows, head_dim));
+        let count = (held + new).saturating_sub(sunk).max(1) as f32;
         with_element!(self.layout.keys.ring(), E => {
             let ring = elements::<E>(&self.bytes[self.layout.ring_keys(self.slot)])?;
             for ((channel, mean), lanes) in means.iter_mut().enumerate().zip(ring.chunks_exact(stride)) {
                 let held: f32 = lanes[..held].iter().map(|x| x.load()).sum();
-                let new: f32 = (0..new).map(|token| rows.keys[steps.at(token, channel)]).sum();
+                let new: f32 = (sunk..new).map(|token| rows.keys[steps.at(token, channel)]).sum();
                 *mean = (held + new) / count;
             }
         });

@@ -188,8 +188,7 @@ proptest! {
                     mask = Some(chosen);
                     // Any moments will do: attention has to do as the correction says.
                     if life.seed % 2 == 0 {
-                        let held = admission.before.recent as usize;
-                        head.correct(&chosen, Moments::Tokens { held, rows, new }).unwrap();
+                        head.correct(&chosen, Moments::Tokens { admission: &admission, rows }).unwrap();
                     } else {
                         let (mean, mut covariance) = (numbers(&mut seed, d), vec![0.0; d * d]);
                         for (a, row) in covariance.chunks_exact_mut(d).enumerate() {

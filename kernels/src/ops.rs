@@ -94,7 +94,8 @@ pub struct Rotation<'a, B: Backend> {
 ///
 /// A step goes through all layers with the same admission: [`begin`](Self::begin) for each slot, then
 /// [`ThinOps::admit`] and [`ThinOps::attend`] for each layer, then [`commit`](Self::commit). A prompt goes through a layer
-/// in runs of rows, [`ThinOps::hold`] and [`ThinOps::attend_prompt`] for each and [`ThinOps::admit_prompt`] after them.
+/// in runs of rows, [`ThinOps::hold`] and [`ThinOps::attend_prompt`] for each and [`ThinOps::admit_prompt`] after them. The
+/// same prompt may be admitted to several caches, each thinning it in its own way, if none of them held anything before.
 pub trait Cache {
     /// What was planned.
     fn plan(&self) -> &CachePlan;
@@ -104,6 +105,9 @@ pub trait Cache {
 
     /// Bytes that are allocated for the parts that the plan counts.
     fn allocated(&self) -> usize;
+
+    /// Newest queries of a prompt that score its channels, W.
+    fn window(&self) -> usize;
 
     /// Position of the next token of `slot`: the tokens admitted so far, a step under way not counted.
     fn position(&self, slot: usize) -> usize;
@@ -132,6 +136,29 @@ pub trait Cache {
 
     /// Forgets the sequence of `slot`, a step under way included.
     fn clear(&mut self, slot: usize);
+}
+
+/// What a prompt [holds](ThinOps::hold) of one KV head in the layer at hand, on the host: after RoPE, row after row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeldHead {
+    /// Channels of a row, D.
+    pub head_dim: usize,
+    /// Whole keys, [tokens][D].
+    pub keys: Vec<f32>,
+    /// Values, [tokens][D].
+    pub values: Vec<f32>,
+    /// Queries of the prompt's newest tokens, unscaled, [G][window][D].
+    pub queries: Vec<f32>,
+    /// Tokens whose queries these are: W, or all of a shorter prompt.
+    pub window: usize,
+}
+
+impl HeldHead {
+    /// Tokens of the prompt, S.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.keys.len() / self.head_dim.max(1)
+    }
 }
 
 /// The operations. `out` is memory for the result, whose contents are old; it has the result's shape.
@@ -224,17 +251,18 @@ pub trait ThinOps {
         out: Rows<Self>,
     ) -> Result<Rows<Self>, Error>;
 
-    /// Memory for what a prompt of `rows` tokens to the sequence of `slot`, whose step has begun, attends to in a layer.
-    fn prompt(&self, cache: &Self::Cache, slot: usize, rows: usize, heads: Heads) -> Self::Prompt;
+    /// Memory for what a prompt of `rows` tokens to the sequence of `slot`, whose step has begun, attends to in a layer,
+    /// and for the queries of its newest `window` tokens: the largest [W](Cache::window) of the caches that admit it.
+    fn prompt(&self, cache: &Self::Cache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self::Prompt;
 
-    /// Takes keys and values of fused rows, the next of the prompt in `layer`. All runs of rows but the last are whole
-    /// blocks of 32.
+    /// Takes keys and values of fused rows, the next of the prompt in `layer`; those after its last row are of the next
+    /// layer. All runs of rows but the last are whole blocks of 32.
     ///
     /// # Errors
     /// Where the cache is damaged.
     fn hold(
         &mut self,
-        cache: &mut Self::Cache,
+        cache: &Self::Cache,
         layer: usize,
         prompt: &mut Self::Prompt,
         fused: &Rows<Self>,
@@ -254,12 +282,15 @@ pub trait ThinOps {
         out: Rows<Self>,
     ) -> Result<Rows<Self>, Error>;
 
-    /// As [`admit`](Self::admit) for a prompt whose rows are all [held](Self::hold); its newest W queries score. The next
-    /// layer begins.
+    /// As [`admit`](Self::admit) for a prompt whose rows are all [held](Self::hold); its newest W queries score. `cache` is
+    /// that which the prompt attended to or, where that held nothing before, another whose step of `slot` has begun alike.
     ///
     /// # Errors
     /// As there.
-    fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &mut Self::Prompt) -> Result<(), Error>;
+    fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &Self::Prompt) -> Result<(), Error>;
+
+    /// Copies what `prompt`, whose rows of the layer are all [held](Self::hold), has of KV head `head` to the host.
+    fn held(&self, prompt: &Self::Prompt, head: usize, out: &mut HeldHead);
 
     /// x, to whose rows `rows` input·Wᵀ + bias is added.
     fn add_linear(

@@ -20,7 +20,9 @@ const GROUP: usize = HEADS / KV_HEADS;
 #[derive(Clone, Debug)]
 struct Case {
     head_dim: usize,
+    sinks: 0,
     recent: usize,
+    corrected: false,
     window: Option<usize>,
     kept: [usize; KV_HEADS],
     keys: StorageKind,
@@ -37,10 +39,12 @@ fn cases() -> impl Strategy<Value = Case> {
     let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
     (head_dim, 0usize..40, prop::option::of(20usize..200), steps, [kind(), kind()], (1usize..5, any::<u64>()))
-        .prop_flat_map(|(head_dim, recent, window, steps, [keys, values], (run, seed))| {
+        .prop_flat_map(|(head_dim, sinks: 0, recent, corrected: false, window, steps, [keys, values], (run, seed))| {
             [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
                 head_dim,
+                sinks: 0,
                 recent,
+                corrected: false,
                 window,
                 kept,
                 keys,
@@ -126,7 +130,9 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         layers: 1,
         kv_heads: KV_HEADS,
         head_dim: d,
+        sinks: 0,
         recent: case.recent,
+        corrected: false,
         slots: 2,
         tokens,
         window: case.window,
@@ -153,14 +159,14 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         let mut out = vec![f32::NAN; new * HEADS * d];
         let exact = new > 1;
         if exact {
-            let mut prompt = Prompt::new(&cache, slot, new, heads);
+            let mut prompt = Prompt::new(&cache, slot, new, cache.window(), heads);
             let run = case.run * BLOCK;
             for (data, out) in data.chunks(run * stride).zip(out.chunks_mut(run * HEADS * d)) {
                 let fused = Fused::new(data, heads);
-                prompt.hold(&pool, &mut cache, 0, fused).unwrap();
+                prompt.hold(&pool, &cache, 0, fused).unwrap();
                 attention::prefill((&pool, level), &cache, 0, &prompt, fused, out, &mut scratch).unwrap();
             }
-            prompt.admit(&pool, &mut cache, 0).unwrap();
+            prompt.admit((&pool, Level::best()), &mut cache, 0, &mut AttentionScratch::default()).unwrap();
         } else {
             let fused = Fused::new(&data, heads);
             admit(&mut cache, 0, slot, fused).unwrap();
@@ -204,7 +210,9 @@ fn small() -> ThinCache {
         layers: 1,
         kv_heads: 1,
         head_dim: 16,
+        sinks: 0,
         recent: 32,
+        corrected: false,
         slots: 1,
         tokens: 100,
         window: None,
@@ -224,9 +232,9 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
     let heads = Heads { heads: 1, kv_heads: 1, head_dim: 16 };
     let data = vec![0.5; 100 * heads.width()];
     cache.begin(0, 100, true).unwrap();
-    let (pool, mut prompt) = (Pool::new(2).unwrap(), Prompt::new(&cache, 0, 100, heads));
-    prompt.hold(&pool, &mut cache, 0, Fused::new(&data, heads)).unwrap();
-    prompt.admit(&pool, &mut cache, 0).unwrap();
+    let (pool, mut prompt) = (Pool::new(2).unwrap(), Prompt::new(&cache, 0, 100, 32, heads));
+    prompt.hold(&pool, &cache, 0, Fused::new(&data, heads)).unwrap();
+    prompt.admit((&pool, Level::best()), &mut cache, 0, &mut AttentionScratch::default()).unwrap();
     cache.commit(0);
     assert!(cache.begin(0, 1, false).is_err());
     assert_eq!(cache.position(0), 100);

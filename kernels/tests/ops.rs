@@ -11,7 +11,7 @@ use thinkey_core::{BLOCK, CachePlan, StorageKind};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
-    ops::{Cache, HeadNorms, Heads, Norm, Rotation, ThinOps},
+    ops::{Cache, HeadNorms, Heads, HeldHead, Norm, Rotation, ThinOps},
     reference::Reference,
 };
 
@@ -125,6 +125,7 @@ proptest! {
     /// some blocks, the reference's as a whole.
     #[test]
     fn admission_and_attention(
+        (sinks, corrected) in (prop_oneof![Just(0usize), 1usize..6, Just(33usize)], any::<bool>()),
         recent in 0usize..40,
         window in prop::option::of(20usize..150),
         half in any::<bool>(),
@@ -139,7 +140,8 @@ proptest! {
         let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
         let tokens = passes.iter().map(|pass| pass.0.max(1)).sum();
         let plan = CachePlan {
-            layers: 2, kv_heads: 2, head_dim: 16, recent, slots: 2, tokens, window, keys: kind, values: kind,
+            layers: 2, kv_heads: 2, head_dim: 16, sinks, recent, corrected, slots: 2, tokens, window, keys: kind,
+            values: kind,
         };
         let channels = |layer: usize, head: usize| if layer == 0 { kept[head] } else { 16 };
         let mut plain = Reference::<Backend>::default();
@@ -160,10 +162,11 @@ proptest! {
             for layer in 0..2 {
                 let fused = numbers.rows(rows, heads.width());
                 let run_of = |run| if prompt > 0 { Some(run) } else { None };
-                let expected = turn(&mut plain, &mut theirs, layer, (slots, run_of(rows)), &fused, heads);
+                let (expected, held) = turn(&mut plain, &mut theirs, layer, (slots, run_of(rows)), &fused, heads);
                 for (cache, cpu) in &mut machines {
-                    let ours = turn(cpu, cache, layer, (slots, run_of(run * BLOCK)), &fused, heads);
+                    let (ours, seen) = turn(cpu, cache, layer, (slots, run_of(run * BLOCK)), &fused, heads);
                     close(&ours, &expected, "attend")?;
+                    prop_assert_eq!(&seen, &held);
                 }
             }
             slots.iter().for_each(|&slot| theirs.commit(slot));
@@ -215,7 +218,7 @@ fn dense<O: ThinOps<Backend = Backend>>(
     ]
 }
 
-/// One layer's attention and admission: of a step of `slots`, or of a prompt in runs of so many rows.
+/// One layer's attention and admission: of a step of `slots`, or of a prompt in runs of so many rows, and what is held of it.
 fn turn<O: ThinOps<Backend = Backend>>(
     ops: &mut O,
     cache: &mut O::Cache,
@@ -223,14 +226,14 @@ fn turn<O: ThinOps<Backend = Backend>>(
     (slots, run): (&[usize], Option<usize>),
     fused: &Rows,
     heads: Heads,
-) -> Rows {
+) -> (Rows, Vec<HeldHead>) {
     let rows = fused.dims()[0];
     let Some(run) = run else {
         ops.admit(cache, layer, slots, fused, heads).unwrap();
         let out = ops.rows(rows, heads.keys());
-        return ops.attend(cache, layer, slots, fused, heads, out).unwrap();
+        return (ops.attend(cache, layer, slots, fused, heads, out).unwrap(), Vec::new());
     };
-    let mut prompt = ops.prompt(cache, slots[0], rows, heads);
+    let mut prompt = ops.prompt(cache, slots[0], rows, cache.window(), heads);
     let runs = (0..rows).step_by(run).map(|first| {
         let count = run.min(rows - first);
         let values = fused.to_data().iter::<f32>().skip(first * heads.width()).take(count * heads.width()).collect();
@@ -240,8 +243,13 @@ fn turn<O: ThinOps<Backend = Backend>>(
         ops.attend_prompt(cache, layer, &prompt, &fused, out).unwrap()
     });
     let out = Tensor::cat(runs.collect(), 0);
-    ops.admit_prompt(cache, layer, &mut prompt).unwrap();
-    out
+    ops.admit_prompt(cache, layer, &prompt).unwrap();
+    let held = |head| {
+        let mut held = HeldHead::default();
+        ops.held(&prompt, head, &mut held);
+        held
+    };
+    (out, (0..heads.kv_heads).map(held).collect())
 }
 
 #[test]
@@ -252,7 +260,9 @@ fn a_score_that_is_no_number_is_an_error() {
         layers: 1,
         kv_heads: 1,
         head_dim: 16,
+        sinks: 0,
         recent: 0,
+        corrected: false,
         slots: 1,
         tokens: 64,
         window: None,
@@ -264,9 +274,9 @@ fn a_score_that_is_no_number_is_an_error() {
         let rows = TensorData::new(vec![f32::NAN; 64 * 48], [64, 48]);
         let rows = Tensor::from_data(rows, &NdArrayDevice::Cpu);
         cache.begin(0, 64, true).unwrap();
-        let mut prompt = ops.prompt(&cache, 0, 64, heads);
-        ops.hold(&mut cache, 0, &mut prompt, &rows).unwrap();
-        let error = ops.admit_prompt(&mut cache, 0, &mut prompt).unwrap_err();
+        let mut prompt = ops.prompt(&cache, 0, 64, 32, heads);
+        ops.hold(&cache, 0, &mut prompt, &rows).unwrap();
+        let error = ops.admit_prompt(&mut cache, 0, &prompt).unwrap_err();
         assert!(error.to_string().starts_with("the score of channel 0 is not a number"), "{error}");
         cache.clear(0);
         assert_eq!(cache.position(0), 0);
@@ -281,7 +291,9 @@ fn the_reference_refuses_quantised_storage() {
         layers: 1,
         kv_heads: 1,
         head_dim: 16,
+        sinks: 0,
         recent: 32,
+        corrected: false,
         slots: 1,
         tokens: 100,
         window: None,

@@ -1,6 +1,7 @@
 //! Admission: the key and value of a step's token into the cache of a layer.
 
 use super::{attention::Fused, cache::ThinCache};
+use crate::ops::Cache;
 use thinkey_core::{Error, KeyOrder, Rows};
 
 /// Admits one new token of `slot` to a layer, see [`HeadStep::admit`](super::cache::HeadStep::admit); its queries count
@@ -20,6 +21,6 @@ pub fn admit(cache: &mut ThinCache, layer: usize, slot: usize, fused: Fused<'_>)
         let queries = (0..group).map(|member| (&data[(head * group + member) * head_dim..], counted, stride));
         step.add_queries(queries)?;
         let rows = Rows { keys: &data[keys + at..], order: KeyOrder::Rows, values: &data[values + at..], stride };
-        step.admit(group, rows)
+        step.admit(group, rows, None)
     })
 }

@@ -4,6 +4,7 @@ use super::{
     aligned::AlignedVec,
     cache::ThinCache,
     gemm::{Shape, Strided, StridedMut, gemm_panel},
+    learn,
     loops::SimdLoops,
     pool::Pool,
     prompt::{Prompt, Region, padded, past_len},
@@ -27,6 +28,12 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
+    /// Memory of at least `floats` floats for each of `count` threads.
+    pub(super) fn threads(&mut self, count: usize, floats: usize) -> &[Mutex<AlignedVec>] {
+        self.tasks(count, floats);
+        &self.tasks
+    }
+
     fn tasks(&mut self, count: usize, floats: usize) {
         self.tasks.reserve_exact(count.saturating_sub(self.tasks.len()));
         self.tasks.resize_with(count.max(self.tasks.len()), Mutex::default);
@@ -35,14 +42,17 @@ impl AttentionScratch {
         }
     }
 
-    /// Most bytes of the buffers of tasks: of steps of up to `plan.slots` sequences and of prompts, on `threads` threads,
-    /// with `heads` query heads.
+    /// Most bytes of the buffers of tasks: of steps of up to `plan.slots` sequences and of prompts of up to `prompt` tokens,
+    /// of which the newest `window` score, on `threads` threads, with `heads` query heads.
     #[must_use]
-    pub fn task_bytes(threads: usize, plan: &CachePlan, heads: usize) -> usize {
+    pub fn task_bytes(threads: usize, plan: &CachePlan, heads: usize, prompt: usize, window: usize) -> usize {
         let CachePlan { kv_heads, head_dim, slots, .. } = *plan;
         let tasks = (1..=slots).map(|slots| kv_heads * slots * splits(threads, kv_heads * slots)).max().unwrap_or(0);
         let step = AlignedVec::bytes(attend::attend_len(heads / kv_heads, head_dim));
-        let tile = AlignedVec::bytes(tile_len(head_dim));
+        let whole = prompt + plan.sinks + plan.recent + BLOCK;
+        let lesson =
+            if plan.corrected { learn::len(whole, heads / kv_heads * window.min(prompt), head_dim) } else { 0 };
+        let tile = AlignedVec::bytes(tile_len(head_dim).max(lesson));
         // Prompts use the first buffers of the same list.
         let both = tasks.min(threads);
         both * step.max(tile)
@@ -199,7 +209,8 @@ pub fn prefill(
     let (mut seen, mut before) = (Vec::with_capacity(kv_heads), 0);
     for head in 0..kv_heads {
         let past = cache.head(layer, head, prompt.slot(), false)?;
-        seen.push((prompt.regions(head, before, &past, first), past));
+        let kept = cache.kept(layer, head);
+        seen.push((prompt.regions(head, before, past.span(), kept, first), past));
         before += past_len(&past);
     }
     let tiles = rows.div_ceil(TILE_ROWS);

@@ -1,10 +1,11 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
+use super::learn::Learnt;
 use crate::ops::Cache;
 use memmap2::MmapMut;
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Span,
-    StorageKind,
+    StorageKind, channel::compensate,
 };
 
 /// Why a cache could not be made.
@@ -127,12 +128,6 @@ impl ThinCache {
         heads * size_of::<HeadLayout>() + (heads + 1) * size_of::<usize>() + plan.slots * size_of::<Slot>()
     }
 
-    /// Newest queries of a prompt that score its channels, W.
-    #[must_use]
-    pub fn window(&self) -> usize {
-        self.window
-    }
-
     /// How many tokens of `slot` are where, the step under way not counted.
     #[must_use]
     pub fn span(&self, slot: usize) -> Span {
@@ -216,8 +211,8 @@ pub struct HeadStep<'a> {
 }
 
 impl HeadStep<'_> {
-    /// Counts the squares of query rows for the score, if channels are still to be chosen: the newest W of the step, in
-    /// one call or more. `queries` yields rows of each query head of the group, as (data, rows, stride).
+    /// Counts the squares of query rows for the score, if channels are still to be chosen: the newest W of the step.
+    /// `queries` yields rows of each query head of the group, as (data, rows, stride).
     ///
     /// # Errors
     /// Where slices do not fit.
@@ -231,20 +226,44 @@ impl HeadStep<'_> {
         Ok(())
     }
 
+    /// The step.
+    #[must_use]
+    pub fn step(&self) -> &Admission {
+        &self.step
+    }
+
+    /// Whether the step chooses channels.
+    fn chooses(&self) -> bool {
+        self.mask.is_none() && !self.step.new_blocks().is_empty()
+    }
+
+    /// Whether, where the step is a prompt, it is to bring what corrects queries.
+    #[must_use]
+    pub fn learns(&self) -> bool {
+        let layout = self.view.layout();
+        self.chooses()
+            && layout.correction_bytes() > 0
+            && compensate::tells(self.step.thinned, layout.head_dim as usize)
+    }
+
     /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
     /// leaves the ring, stores the rest whole. The queries of the `group` query heads are [counted](Self::add_queries)
-    /// before.
+    /// before. Queries are corrected by what was `learnt`, or else by the means of the keys.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
-    pub fn admit(&mut self, group: usize, rows: Rows<'_>) -> Result<(), Error> {
-        let Self { view, mask, step, pages, scored } = self;
-        if mask.is_none() && !step.new_blocks().is_empty() {
-            let held = step.before.recent as usize;
-            let chosen = view.choose(held, rows, step.new, *scored * group)?;
-            view.correct(&chosen, Moments::Tokens { held, rows, new: step.new })?;
+    pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
+        if self.chooses() {
+            let Self { view, mask, step, scored, .. } = self;
+            let chosen = view.choose(step.before.recent as usize, rows, step.new, *scored * group)?;
+            let moments = match learnt {
+                Some(Learnt { mean, covariance, scratch, .. }) => Moments::Known { mean, covariance, scratch },
+                None => Moments::Tokens { admission: step, rows },
+            };
+            view.correct(&chosen, moments)?;
             **mask = Some(chosen);
         }
+        let Self { view, mask, step, pages, .. } = self;
         view.admit(step, pages, mask.as_ref(), rows)
     }
 }
@@ -263,6 +282,10 @@ impl Cache for ThinCache {
         self.arena.len()
             + self.masks.capacity() * size_of::<Option<ChannelMask>>()
             + (tables + self.free.capacity()) * size_of::<u32>()
+    }
+
+    fn window(&self) -> usize {
+        self.window
     }
 
     fn position(&self, slot: usize) -> usize {

@@ -21,10 +21,10 @@ const ROWS: usize = 8;
 const TILE: usize = 4 * BLOCK;
 
 /// One KV head of a prompt that is to be thinned for the first time.
-pub(super) struct Lesson<'a> {
+pub(super) struct Lesson<'a, Q> {
     pub(super) level: Level,
-    /// The newest queries of the group's heads, [G][W][D], unscaled.
-    pub(super) queries: &'a [f32],
+    /// The newest queries of each of the group's heads, [W][D], unscaled.
+    pub(super) queries: Q,
     /// Query heads, G.
     pub(super) group: usize,
     /// Whole tokens, oldest first: sinks, ring, and the prompt's own.
@@ -67,13 +67,14 @@ pub(super) const fn len(tokens: usize, queries: usize, head_dim: usize) -> usize
         + Correction::scratch_len(head_dim)
 }
 
-impl Lesson<'_> {
+impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     /// Learns.
     ///
     /// # Errors
     /// Where attention is no number, or `memory` has fewer floats than [`len`] says.
     pub(super) fn run<'m>(&self, head_dim: usize, memory: &'m mut [f32]) -> Result<Learnt<'m>, Error> {
-        let (count, width) = (self.queries.len() / head_dim, padded(head_dim));
+        let floats: usize = self.queries.clone().map(<[f32]>::len).sum();
+        let (count, width) = (floats / head_dim, padded(head_dim));
         let lanes = lanes(self.regions.map(|region| region.lanes));
         let mut rest = memory;
         let mut part = |floats: usize| {
@@ -85,7 +86,7 @@ impl Lesson<'_> {
         let (mean, covariance) = (part(head_dim)?, part(head_dim * width)?);
         let scratch = part(Correction::scratch_len(head_dim))?;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        queries.iter_mut().zip(self.queries).for_each(|(scaled, &q)| *scaled = q * scale);
+        queries.iter_mut().zip(self.queries.clone().flatten()).for_each(|(scaled, &q)| *scaled = q * scale);
         self.mass(queries, head_dim, scores, mass);
         let (sinks, weights) = self.gather(mass);
         let mass = sinks + compensate::weigh(weights, 0)?;
@@ -293,7 +294,7 @@ mod tests {
             let regions = [region(0), region(1), region(2)];
             for level in Level::available() {
                 let lesson = Lesson {
-                    level, queries: &queries, group, regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
+                    level, queries: queries.chunks(window * d), group, regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
                 };
                 let mut memory = vec![f32::NAN; len(tokens, group * window, d)];
                 let learnt = lesson.run(d, &mut memory).unwrap();

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     format::Matrix,
-    ops::{HeadNorms, Heads, Norm, Rotation, Rows, ThinOps, Vector},
+    ops::{HeadNorms, Heads, HeldHead, Norm, Rotation, Rows, ThinOps, Vector},
 };
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
@@ -49,6 +49,8 @@ pub struct Demand {
     pub kept: usize,
     /// Most tokens of a prompt.
     pub prompt: usize,
+    /// Newest queries of a prompt that score its channels, W.
+    pub window: usize,
     /// Most rows that an operation computes at once, of a prompt or of a step.
     pub rows: usize,
     /// The cache.
@@ -63,7 +65,7 @@ pub struct ScratchBytes {
     pub chunks: usize,
     /// Dequantised weights, and activations in the form that products read.
     pub panels: usize,
-    /// Keys and values of one layer that a prompt attends to.
+    /// Keys and values of one layer that a prompt attends to, and the queries that score.
     pub packed: usize,
     /// Scores and partial results of attention.
     pub tasks: usize,
@@ -87,12 +89,12 @@ impl Cpu {
     /// Most bytes that the buffers come to.
     #[must_use]
     pub fn scratch_bytes(demand: &Demand) -> ScratchBytes {
-        let Demand { threads, width, inner, heads, kept, prompt, rows, cache } = *demand;
+        let Demand { threads, width, inner, heads, kept, prompt, window, rows, cache } = *demand;
         ScratchBytes {
             chunks: rows * (width + 2 * inner + inner) * size_of::<f32>(),
             panels: LinearScratch::bytes(threads, rows, &[width, heads * cache.head_dim, inner]),
-            packed: Prompt::bytes(&cache, kept, prompt),
-            tasks: AttentionScratch::task_bytes(threads, &cache, heads),
+            packed: Prompt::bytes(&cache, heads, kept, prompt, window),
+            tasks: AttentionScratch::task_bytes(threads, &cache, heads, prompt, window),
         }
     }
 
@@ -268,17 +270,11 @@ impl ThinOps for Cpu {
         result.map(|()| out)
     }
 
-    fn prompt(&self, cache: &ThinCache, slot: usize, rows: usize, heads: Heads) -> Prompt {
-        Prompt::new(cache, slot, rows, heads)
+    fn prompt(&self, cache: &ThinCache, slot: usize, rows: usize, window: usize, heads: Heads) -> Prompt {
+        Prompt::new(cache, slot, rows, window, heads)
     }
 
-    fn hold(
-        &mut self,
-        cache: &mut ThinCache,
-        layer: usize,
-        prompt: &mut Prompt,
-        rows: &Rows<Self>,
-    ) -> Result<(), Error> {
+    fn hold(&mut self, cache: &ThinCache, layer: usize, prompt: &mut Prompt, rows: &Rows<Self>) -> Result<(), Error> {
         read(rows, |data| prompt.hold(&self.pool, cache, layer, Fused::new(data, prompt.heads())))
     }
 
@@ -299,8 +295,13 @@ impl ThinOps for Cpu {
         result.map(|()| out)
     }
 
-    fn admit_prompt(&mut self, cache: &mut ThinCache, layer: usize, prompt: &mut Prompt) -> Result<(), Error> {
-        prompt.admit(&self.pool, cache, layer)
+    fn admit_prompt(&mut self, cache: &mut ThinCache, layer: usize, prompt: &Prompt) -> Result<(), Error> {
+        let Self { pool, level, attention: scratch, .. } = self;
+        prompt.admit((&*pool, *level), cache, layer, scratch)
+    }
+
+    fn held(&self, prompt: &Prompt, head: usize, out: &mut HeldHead) {
+        prompt.read(head, out);
     }
 
     fn add_linear(&mut self, input: &Rows<Self>, linear: &Linear, x: Rows<Self>, rows: Range<usize>) -> Rows<Self> {

@@ -2,10 +2,18 @@
 //!
 //! A prompt goes through a layer in runs of rows, so that nothing but keys and values is ever there for all of its
 //! tokens. Each run [leaves its own](Prompt::hold) here, attends to everything that is here by then, and the last one is
-//! followed by [admission](Prompt::admit), which thins from here into the cache.
+//! followed by [admission](Prompt::admit), which thins from here into the cache, or into several. The newest queries stay
+//! beside the keys for it, since they score.
 
-use super::{aligned::AlignedVec, attention::Fused, cache::ThinCache, pool::Pool, simd::LANES};
-use crate::ops::{Cache, Heads};
+use super::{
+    aligned::AlignedVec,
+    attention::{AttentionScratch, Fused},
+    cache::ThinCache,
+    learn::{self, Lesson},
+    pool::Pool,
+    simd::{LANES, Level},
+};
+use crate::ops::{Cache, Heads, HeldHead};
 use std::sync::{Mutex, PoisonError};
 use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows, Span};
 
@@ -23,6 +31,10 @@ pub struct Prompt {
     /// Those of the layer at hand that are here.
     held: usize,
     packed: AlignedVec,
+    /// Tokens whose queries are kept, the newest.
+    window: usize,
+    /// [query head][window][D].
+    queries: AlignedVec,
 }
 
 /// A run of keys that a KV head's queries see: keys [block][channels][32], values [token][padded D].
@@ -59,9 +71,10 @@ fn packed_len(regions: &[(usize, usize)], head_dim: usize) -> usize {
 }
 
 impl Prompt {
-    /// Memory for a prompt of `rows` tokens to the sequence of `slot` of `cache`, whose step has begun.
+    /// Memory for a prompt of `rows` tokens to the sequence of `slot` of `cache`, whose step has begun; the queries of the
+    /// newest `window` are kept.
     #[must_use]
-    pub fn new(cache: &ThinCache, slot: usize, rows: usize, heads: Heads) -> Self {
+    pub fn new(cache: &ThinCache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self {
         let span = cache.span(slot);
         let layers = 0..cache.plan().layers;
         // At once and for the thickest layer: to grow would be to have old and new at a time.
@@ -70,7 +83,9 @@ impl Prompt {
             (0..heads.kv_heads).map(head).sum::<usize>()
         });
         let floats = past.max().unwrap_or(0) + heads.kv_heads * Self::own(rows, heads.head_dim);
-        Self { slot, heads, rows, held: 0, packed: AlignedVec::zeros(floats) }
+        let window = window.min(rows);
+        let queries = AlignedVec::zeros(heads.heads * window * heads.head_dim);
+        Self { slot, heads, rows, held: 0, packed: AlignedVec::zeros(floats), window, queries }
     }
 
     /// Floats of the new tokens of a head.
@@ -78,12 +93,13 @@ impl Prompt {
         packed_len(&[(head_dim, rows.next_multiple_of(BLOCK))], head_dim)
     }
 
-    /// Most bytes for a prompt of up to `prompt` tokens; the most channels that a head keeps are `kept`.
+    /// Most bytes for a prompt of up to `prompt` tokens, of the newest `window` of which the queries of `heads` query heads
+    /// are kept; the most channels that a head of the cache keeps are `kept`.
     ///
     /// A token costs least in the prefix, so it is most with as many new ones as there may be. What rounding to blocks
     /// adds is counted in full, which is at most 64 tokens more than any split of them takes.
     #[must_use]
-    pub fn bytes(plan: &CachePlan, kept: usize, prompt: usize) -> usize {
+    pub fn bytes(plan: &CachePlan, heads: usize, kept: usize, prompt: usize, window: usize) -> usize {
         let (whole, thin) = (plan.head_dim + padded(plan.head_dim), kept + padded(plan.head_dim));
         let past = plan.tokens.saturating_sub(prompt);
         let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
@@ -91,6 +107,7 @@ impl Prompt {
         let sinks = past.min(plan.sinks).next_multiple_of(BLOCK);
         let lanes = prompt.next_multiple_of(BLOCK) + sinks + recent + 2 * BLOCK;
         AlignedVec::bytes(plan.kv_heads * (lanes * whole + blocks * BLOCK * thin))
+            + AlignedVec::bytes(heads * window.min(prompt) * plan.head_dim)
     }
 
     /// The slot of the sequence.
@@ -111,8 +128,9 @@ impl Prompt {
         self.held
     }
 
-    /// Takes the keys and values of the next rows of the prompt in `layer`, and counts those of their queries that score
-    /// channels. The first rows of a layer also bring what the cache holds of the past.
+    /// Takes the keys and values of the next rows of the prompt in `layer`, and those of their queries that score channels;
+    /// rows after the prompt's last are the first of the next layer. The first rows of a layer also bring what the cache
+    /// holds of the past.
     ///
     /// # Errors
     /// Where slices do not fit.
@@ -120,21 +138,20 @@ impl Prompt {
     /// # Panics
     /// Where the rows are more than the prompt has, follow others that were no whole number of blocks, or are shorter
     /// than their heads.
-    pub fn hold(&mut self, pool: &Pool, cache: &mut ThinCache, layer: usize, fused: Fused<'_>) -> Result<(), Error> {
+    pub fn hold(&mut self, pool: &Pool, cache: &ThinCache, layer: usize, fused: Fused<'_>) -> Result<(), Error> {
         /// Blocks of a task.
         const RUN: usize = 4;
-        let Self { slot, heads, rows, held, ref mut packed } = *self;
+        if self.held == self.rows {
+            self.held = 0;
+        }
+        let Self { slot, heads, rows, held, ref mut packed, window, ref mut queries } = *self;
         let (Heads { kv_heads, head_dim, .. }, padded) = (heads, padded(heads.head_dim));
         let count = fused.data.len() / fused.stride;
         assert!(held.is_multiple_of(BLOCK) && held + count <= rows, "{count} rows after {held} of {rows}");
-        // The newest W queries of the prompt.
-        let first = rows.saturating_sub(cache.window()).saturating_sub(held);
-        if first < count {
-            for (head, step) in cache.steps(layer, slot).enumerate() {
-                step?.add_queries((0..heads.group()).map(|member| {
-                    let at = first * fused.stride + (head * heads.group() + member) * head_dim;
-                    (&fused.data[at..], count - first, fused.stride)
-                }))?;
+        let unseen = rows - window;
+        for (row, data) in (held..).zip(fused.data.chunks_exact(fused.stride)).skip(unseen.saturating_sub(held)) {
+            for (head, query) in data[..heads.keys()].chunks_exact(head_dim).enumerate() {
+                queries[(head * window + row - unseen) * head_dim..][..head_dim].copy_from_slice(query);
             }
         }
         let (own, past) = packed.split_at_mut(kv_heads * Self::own(rows, head_dim));
@@ -164,41 +181,108 @@ impl Prompt {
         Ok(())
     }
 
-    /// Admits the prompt to `layer`, all of whose rows are here. The next layer begins.
+    /// The queries of the newest `count` tokens, of those that are kept, of each query head of KV head `head`.
+    fn queries(&self, head: usize, count: usize) -> impl Iterator<Item = &[f32]> + Clone {
+        let Self { heads: Heads { head_dim, .. }, window, .. } = *self;
+        let group = self.heads.group();
+        let members = self.queries[head * group * window * head_dim..].chunks_exact((window * head_dim).max(1));
+        members.take(group).map(move |member| &member[(window - count) * head_dim..])
+    }
+
+    /// Admits the prompt to `layer` of a cache, all of whose rows are here. `scratch` has memory for each thread.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
     ///
     /// # Panics
-    /// Where rows are missing.
-    pub fn admit(&mut self, pool: &Pool, cache: &mut ThinCache, layer: usize) -> Result<(), Error> {
-        let Self { slot, heads, rows, held, ref packed } = *self;
+    /// Where rows are missing, or fewer queries were kept than the cache scores by.
+    pub fn admit(
+        &self,
+        (pool, level): (&Pool, Level),
+        cache: &mut ThinCache,
+        layer: usize,
+        scratch: &mut AttentionScratch,
+    ) -> Result<(), Error> {
+        let Self { slot, heads, rows, held, ref packed, .. } = *self;
+        let (head_dim, group) = (heads.head_dim, heads.group());
         assert_eq!(held, rows, "rows of the layer");
+        let scoring = cache.window().min(rows);
+        assert!(scoring <= self.window, "{scoring} queries score, and {} are kept", self.window);
+        let CachePlan { sinks, window, .. } = *cache.plan();
+        let (span, position) = (cache.span(slot), cache.position(slot));
+        let kept: Vec<usize> = (0..heads.kv_heads).map(|head| cache.kept(layer, head)).collect();
         let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
-        let admitted = pool.try_run(steps.len(), &|head| {
-            let (keys, values) = own(packed, rows, heads.head_dim, head);
-            let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(heads.head_dim) };
+        let lock = |head: usize| steps[head].lock().unwrap_or_else(PoisonError::into_inner);
+        let lesson = learn::len(span.sinks as usize + span.recent as usize + rows, group * scoring, head_dim);
+        let learns = (0..steps.len()).any(|head| lock(head).learns());
+        let memory = scratch.threads(pool.threads(), if learns { lesson } else { 0 });
+        pool.try_run_on_threads(steps.len(), &|head, thread| {
+            let (keys, values) = own(packed, rows, head_dim, head);
+            let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(head_dim) };
+            let queries = || self.queries(head, scoring);
             // The locks are never contended: they are what makes the access safe.
-            steps[head].lock().unwrap_or_else(PoisonError::into_inner).admit(heads.group(), kv)
-        });
-        self.held = 0;
-        admitted
+            let mut step = lock(head);
+            step.add_queries(queries().map(|queries| (queries, scoring, head_dim)))?;
+            if !step.learns() {
+                return step.admit(group, kv, None);
+            }
+            let before = kept[..head].iter().map(|&kept| packed_len(&past(span, kept, head_dim), head_dim)).sum();
+            let [first, _, ring, own] = self.regions(head, before, span, kept[head], position);
+            let lesson = Lesson {
+                level,
+                queries: queries(),
+                group,
+                regions: [&first, &ring, &own],
+                sinks,
+                thinned: step.step().thinned,
+                window: window.unwrap_or(usize::MAX),
+            };
+            let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            step.admit(group, kv, Some(lesson.run(head_dim, &mut memory)?))
+        })
     }
 
-    /// What the queries of KV head `head` see, whose cache before the prompt is `past`: sinks, thin prefix, ring, and the
-    /// new tokens so far. `before` are the floats that the heads before it take of the past.
-    pub(super) fn regions(&self, head: usize, before: usize, past: &HeadRef<'_>, position: usize) -> [Region<'_>; 4] {
+    /// Copies what is here of KV head `head`, in rows.
+    ///
+    /// # Panics
+    /// Where rows are missing.
+    pub fn read(&self, head: usize, out: &mut HeldHead) {
+        let Self { heads: Heads { head_dim, .. }, rows, held, window, ref packed, .. } = *self;
+        assert_eq!(held, rows, "rows of the layer");
+        let (keys, values) = own(packed, rows, head_dim, head);
+        (out.head_dim, out.window) = (head_dim, window);
+        out.keys.resize(rows * head_dim, 0.0);
+        for (token, key) in out.keys.chunks_exact_mut(head_dim).enumerate() {
+            let block = &keys[token / BLOCK * BLOCK * head_dim..];
+            key.iter_mut().enumerate().for_each(|(channel, x)| *x = block[channel * BLOCK + token % BLOCK]);
+        }
+        out.values.clear();
+        values.chunks_exact(padded(head_dim)).take(rows).for_each(|value| out.values.extend(&value[..head_dim]));
+        out.queries.clear();
+        self.queries(head, window).for_each(|queries| out.queries.extend(queries));
+    }
+
+    /// What the queries of KV head `head` see, whose cache before the prompt has `span`: sinks, thin prefix with `kept`
+    /// channels, ring, and the new tokens so far. `before` are the floats that the heads before it take of the past.
+    pub(super) fn regions(
+        &self,
+        head: usize,
+        before: usize,
+        span: Span,
+        kept: usize,
+        position: usize,
+    ) -> [Region<'_>; 4] {
         let Heads { kv_heads, head_dim, .. } = self.heads;
-        let (span, padded) = (past.span(), padded(head_dim));
+        let padded = padded(head_dim);
         let rest = &self.packed[kv_heads * Self::own(self.rows, head_dim) + before..];
-        let past = self::past(span, past.layout().kept as usize, head_dim);
+        let past = past(span, kept, head_dim);
         let mut rest = rest;
         let [sinks, thin, ring] = past.map(|(channels, lanes)| {
             let (part, tail) = rest.split_at(lanes * (channels + padded));
             rest = tail;
             part.split_at(lanes * channels)
         });
-        let (kept, hidden) = (past[1].0, span.hidden as usize);
+        let hidden = span.hidden as usize;
         let (keys, values) = own(&self.packed, self.rows, head_dim, head);
         let position = position as isize;
         let whole = |(keys, values), lanes, position| Region {
@@ -317,6 +401,7 @@ mod tests {
             window in prop::option::of(1usize..400),
             tokens in 1usize..700,
             prompt in 1usize..700,
+            scoring in 1usize..50,
             feeds in prop::collection::vec((any::<bool>(), 1usize..300), 1..12),
         ) {
             let (kind, kept, kv_heads) = (StorageKind::F32, head_dim - thinned, 2);
@@ -325,10 +410,10 @@ mod tests {
                 values: kind,
             };
             let heads = Heads { heads: 4, kv_heads, head_dim };
-            let most = Prompt::bytes(&plan, kept, prompt);
+            let most = Prompt::bytes(&plan, heads.heads, kept, prompt, scoring);
             // One layer is thinner than the other, or as thick.
-            let mut cache = ThinCache::new(plan, 1, |layer, head| if layer == head { kept } else { kept.div_ceil(2) }).unwrap();
-            let pool = Pool::new(1).unwrap();
+            let mut cache = ThinCache::new(plan, scoring, |layer, head| if layer == head { kept } else { kept.div_ceil(2) }).unwrap();
+            let (pool, mut scratch) = (Pool::new(1).unwrap(), AttentionScratch::default());
             for (is_prompt, new) in feeds {
                 let new = new.min(prompt).min(tokens - cache.position(0));
                 if new == 0 {
@@ -336,13 +421,14 @@ mod tests {
                 }
                 for new in if is_prompt { vec![new] } else { vec![1; new] } {
                     cache.begin(0, new, is_prompt).unwrap();
-                    let mut held = Prompt::new(&cache, 0, new, heads);
-                    prop_assert!(AlignedVec::bytes(held.packed.len()) <= most, "{new} tokens: {} floats", held.packed.len());
+                    let mut held = Prompt::new(&cache, 0, new, scoring, heads);
+                    let bytes = AlignedVec::bytes(held.packed.len()) + AlignedVec::bytes(held.queries.len());
+                    prop_assert!(bytes <= most, "{new} tokens: {} and {} floats", held.packed.len(), held.queries.len());
                     let data = vec![1.0; new * heads.width()];
                     let fused = Fused::new(&data, heads);
                     for layer in 0..2 {
-                        held.hold(&pool, &mut cache, layer, fused).unwrap();
-                        held.admit(&pool, &mut cache, layer).unwrap();
+                        held.hold(&pool, &cache, layer, fused).unwrap();
+                        held.admit((&pool, Level::best()), &mut cache, layer, &mut scratch).unwrap();
                     }
                     cache.commit(0);
                 }

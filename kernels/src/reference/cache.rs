@@ -256,6 +256,10 @@ impl<B: Backend> Cache for ReferenceCache<B> {
         self.heads.iter().flat_map(|head| [&head.sinks, &head.prefix, &head.recent]).flatten().map(Tokens::bytes).sum()
     }
 
+    fn window(&self) -> usize {
+        self.window
+    }
+
     fn position(&self, slot: usize) -> usize {
         self.slots[slot].position
     }

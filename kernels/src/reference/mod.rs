@@ -16,7 +16,7 @@ use crate::{
         rows::Pairs,
     },
     format::Matrix,
-    ops::{Heads, Norm, Rotation, Rows, ThinOps, Vector},
+    ops::{Heads, HeldHead, Norm, Rotation, Rows, ThinOps, Vector},
 };
 use burn::tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend};
 use std::ops::Range;
@@ -33,7 +33,20 @@ pub struct Reference<B: Backend> {
 pub struct ReferencePrompt<B: Backend> {
     slot: usize,
     heads: Heads,
+    /// Tokens of the prompt.
+    rows: usize,
+    /// Those whose queries score.
+    window: usize,
     held: Vec<Tensor<B, 2>>,
+}
+
+impl<B: Backend> ReferencePrompt<B> {
+    /// All rows of the layer.
+    fn fused(&self) -> Tensor<B, 2> {
+        let all = Tensor::cat(self.held.clone(), 0);
+        assert_eq!(all.dims()[0], self.rows, "rows of the layer");
+        all
+    }
 }
 
 /// A dequantised linear layer.
@@ -193,17 +206,14 @@ impl<B: Backend> ThinOps for Reference<B> {
         Ok(Tensor::cat(slots.iter().enumerate().map(row).collect(), 0))
     }
 
-    fn prompt(&self, _: &Self::Cache, slot: usize, _: usize, heads: Heads) -> Self::Prompt {
-        ReferencePrompt { slot, heads, held: Vec::new() }
+    fn prompt(&self, _: &Self::Cache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self::Prompt {
+        ReferencePrompt { slot, heads, rows, window: window.min(rows), held: Vec::new() }
     }
 
-    fn hold(
-        &mut self,
-        _: &mut Self::Cache,
-        _: usize,
-        prompt: &mut Self::Prompt,
-        fused: &Rows<Self>,
-    ) -> Result<(), Error> {
+    fn hold(&mut self, _: &Self::Cache, _: usize, prompt: &mut Self::Prompt, fused: &Rows<Self>) -> Result<(), Error> {
+        if prompt.held.iter().map(|rows| rows.dims()[0]).sum::<usize>() == prompt.rows {
+            prompt.held.clear();
+        }
         prompt.held.push(fused.clone());
         Ok(())
     }
@@ -220,9 +230,24 @@ impl<B: Backend> ThinOps for Reference<B> {
         Ok(attention::attend(cache, layer, prompt.slot, fused.clone(), Some(own), prompt.heads))
     }
 
-    fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &mut Self::Prompt) -> Result<(), Error> {
-        let fused = Tensor::cat(std::mem::take(&mut prompt.held), 0);
-        cache.admit(layer, prompt.slot, fused, prompt.heads, true)
+    fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &Self::Prompt) -> Result<(), Error> {
+        cache.admit(layer, prompt.slot, prompt.fused(), prompt.heads, true)
+    }
+
+    fn held(&self, prompt: &Self::Prompt, head: usize, out: &mut HeldHead) {
+        let ReferencePrompt { heads, rows, window, .. } = *prompt;
+        let (dim, fused) = (heads.head_dim, prompt.fused());
+        let column = |at: usize, first: usize, out: &mut Vec<f32>| {
+            let part = fused.clone().narrow(0, first, rows - first).narrow(1, at, dim);
+            out.extend(part.into_data().iter::<f32>());
+        };
+        (out.head_dim, out.window) = (dim, window);
+        [&mut out.keys, &mut out.values, &mut out.queries].into_iter().for_each(Vec::clear);
+        column(heads.keys() + head * dim, 0, &mut out.keys);
+        column(heads.values() + head * dim, 0, &mut out.values);
+        for member in 0..heads.group() {
+            column((head * heads.group() + member) * dim, rows - window, &mut out.queries);
+        }
     }
 
     fn add_linear(

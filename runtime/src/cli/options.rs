@@ -151,8 +151,9 @@ impl Options {
     /// What one sequence of `context` tokens is, of which at most `prompt` are fed at once.
     pub fn workload(&self, context: usize, prompt: Option<usize>, lambda: Lambda) -> Workload {
         let kind = self.cache.kind();
-        let (recent, threads) = (self.cache.recent, threads(self.model.processor.threads));
-        Workload { context, prompt, slots: 1, lambda, recent, keys: kind, values: kind, threads }
+        let (recent, window) = (self.cache.recent, self.cache.window());
+        let threads = threads(self.model.processor.threads);
+        Workload { context, prompt, slots: 1, lambda, recent, window, keys: kind, values: kind, threads }
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
     num::NonZeroUsize,
 };
 use thinkey::{
+    model::transformer::WINDOW,
     plan::{MemoryPlan, Planner, Workload},
     store::{DEFAULT, Store},
     weights::Checkpoint,
@@ -70,6 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         slots: arguments.batch.get(),
         lambda: arguments.lambda,
         recent: arguments.recent,
+        window: WINDOW,
         keys: arguments.kv_type.into(),
         values: arguments.kv_type.into(),
         threads: threads(arguments.threads),
@@ -151,7 +153,7 @@ impl Report {
     }
 
     fn json(&self, checkpoint: &Checkpoint) -> Value {
-        let Workload { context, prompt, slots, lambda, recent, keys, values, threads } = self.workload;
+        let Workload { context, prompt, slots, lambda, recent, window, keys, values, threads } = self.workload;
         let plan = |plan: &MemoryPlan| {
             let mut json = json!({ "total": plan.total(), "heap": plan.heap(), "not_at_once": plan.not_at_once() });
             for (heading, parts) in parts(plan) {
@@ -166,7 +168,7 @@ impl Report {
         json!({
             "model": checkpoint.config().name, "path": checkpoint.path(),
             "context": context, "prompt": prompt.unwrap_or(context).min(context), "batch": slots,
-            "lambda": share(lambda), "recent": recent, "threads": threads,
+            "lambda": share(lambda), "recent": recent, "window": window, "threads": threads,
             "keys": keys.name(), "values": values.name(),
             "bytes": plan(&self.thin),
             "lambda_0_bytes": plan(&self.whole),

@@ -10,6 +10,7 @@ use crate::{
 use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
 use thinkey_core::{CacheBytes, CachePlan};
 pub use thinkey_kernels::cpu::linear::Activations;
+pub use thinkey_kernels::ops::HeldHead;
 use thinkey_kernels::{
     cpu::{
         Cpu,
@@ -231,6 +232,56 @@ impl Engine {
         both!(&mut self.0, &mut session.0, |model, state| model.prefill(state, slot, tokens, progress))
     }
 
+    /// Feeds `tokens` to the empty sequence of `slot` of several sessions in one pass, so that caches of different kinds are
+    /// filled for the price of one prompt; each holds and says after it what it would after a [prompt of its
+    /// own](Self::prefill). Returns the logits after the last token, which are the same for all.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill), for all sessions alike; [`ModelError::NotEmpty`] where a sequence holds tokens.
+    ///
+    /// # Panics
+    /// Where there is no session, or their plans have different sliding windows.
+    pub fn prefill_shared<'s>(
+        &mut self,
+        sessions: &'s mut [&mut Session],
+        slot: usize,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<&'s [f32], ModelError> {
+        match &mut self.0 {
+            Backend::Ndarray(model) => {
+                let states = sessions.iter_mut().map(|session| match &mut session.0 {
+                    State::Ndarray(state) => Ok(&mut **state),
+                    #[cfg(feature = "cuda")]
+                    State::Cuda(_) => Err(ModelError::Session),
+                });
+                model.prefill_shared(states.collect::<Result<_, ModelError>>()?, slot, tokens, progress)
+            }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(model) => {
+                let states = sessions.iter_mut().map(|session| match &mut session.0 {
+                    State::Cuda(state) => Ok(&mut **state),
+                    State::Ndarray(_) => Err(ModelError::Session),
+                });
+                model.prefill_shared(states.collect::<Result<_, ModelError>>()?, slot, tokens, progress)
+            }
+        }
+    }
+
+    /// Reads `tokens` as a prompt and shows `on_head(layer, head, …)` what each KV head of each layer makes of it, in
+    /// order: whole keys and values, and the queries of the newest `window` tokens. Nothing is kept.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill); [`ModelError::Interrupted`] where `on_head` breaks.
+    pub fn examine(
+        &mut self,
+        tokens: &[u32],
+        window: usize,
+        on_head: &mut dyn FnMut(usize, usize, &HeldHead) -> ControlFlow<()>,
+    ) -> Result<(), ModelError> {
+        any!(Backend, &mut self.0, |model| model.examine(tokens, window, on_head))
+    }
+
     /// Feeds one token to each sequence: `tokens[r]` to that of `slots[r]`. Returns their logits, row after row. Each
     /// weight is read once for all of them.
     ///
@@ -279,3 +330,6 @@ impl Session {
         any!(State, &mut self.0, |state| state.clear(slot));
     }
 }
+
+#[cfg(test)]
+mod tests;

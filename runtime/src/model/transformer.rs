@@ -13,11 +13,11 @@ use super::{
 use crate::engine::{DeviceError, SessionOptions};
 use crate::weights::{Checkpoint, LayerRole, Mapped, Maps, Role, WeightsError};
 use std::ops::{ControlFlow, Range};
-use thinkey_core::{BLOCK, Error};
+use thinkey_core::{BLOCK, Error, StorageKind};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::LinearError, rows::Pairs},
     format::Matrix,
-    ops::{Cache, HeadNorms, Heads, Norm, Rotation, Rows, ThinOps},
+    ops::{Cache, HeadNorms, Heads, HeldHead, Norm, Rotation, Rows, ThinOps},
 };
 
 /// Newest queries of a prompt that score its channels, W.
@@ -61,6 +61,12 @@ pub enum ModelError {
         token: u32,
         /// Size of the vocabulary.
         vocab: usize,
+    },
+    /// A prompt is to be shared by a sequence that holds tokens already.
+    #[error("a prompt is shared only by empty sequences, and one holds {tokens} tokens; clear it first")]
+    NotEmpty {
+        /// Tokens that it holds.
+        tokens: usize,
     },
     /// The caller stopped a prefill; the sequence is forgotten.
     #[error("interrupted")]
@@ -116,6 +122,9 @@ pub struct Model<O: ThinOps> {
     ops: O,
     profile: Profile,
 }
+
+/// Told of a layer that is through, with what the prompt holds of it; to answer [`ControlFlow::Break`] is to interrupt.
+type Through<'a, O> = dyn FnMut(&O, usize, &<O as ThinOps>::Prompt) -> ControlFlow<()> + 'a;
 
 /// Cache and activations of sequences under way.
 pub struct Session<O: ThinOps> {
@@ -294,22 +303,86 @@ impl<O: ThinOps> Model<O> {
         tokens: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<&'s [f32], ModelError> {
+        let layers = self.config.layers;
+        self.feed(vec![session], slot, tokens, &mut |_, layer, _| progress(layer + 1, layers))
+    }
+
+    /// Feeds `tokens` to the sequence of `slot` of several sessions, in one pass; see
+    /// [`Engine::prefill_shared`](crate::engine::Engine::prefill_shared).
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn prefill_shared<'s>(
+        &mut self,
+        sessions: Vec<&'s mut Session<O>>,
+        slot: usize,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<&'s [f32], ModelError> {
+        if let Some(session) = sessions.iter().find(|session| session.cache.position(slot) > 0) {
+            return Err(ModelError::NotEmpty { tokens: session.cache.position(slot) });
+        }
+        let mut windows = sessions.iter().map(|session| session.cache.plan().window);
+        let first = windows.next().expect("a session to feed");
+        assert!(windows.all(|window| window == first), "sessions look back on different numbers of tokens");
+        let layers = self.config.layers;
+        self.feed(sessions, slot, tokens, &mut |_, layer, _| progress(layer + 1, layers))
+    }
+
+    /// Shows keys, values and queries of a prompt; see [`Engine::examine`](crate::engine::Engine::examine).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn examine(
+        &mut self,
+        tokens: &[u32],
+        window: usize,
+        on_head: &mut dyn FnMut(usize, usize, &HeldHead) -> ControlFlow<()>,
+    ) -> Result<(), ModelError> {
         self.check(tokens)?;
-        let Session { cache, host, .. } = session;
-        cache.begin(slot, tokens.len(), true)?;
-        let result = self.read(cache, slot, tokens, progress);
+        // A prompt attends to a cache and is admitted to it: the least that there is.
+        let plan = self.config.cache_plan(1, tokens.len(), 0, StorageKind::F16);
+        let mut session = self.session(SessionOptions { plan, window }, &|_, _| 1)?;
+        let (kv_heads, mut held) = (self.config.kv_heads, HeldHead::default());
+        self.feed(vec![&mut session], 0, tokens, &mut |ops, layer, prompt| {
+            (0..kv_heads).try_for_each(|head| {
+                ops.held(prompt, head, &mut held);
+                on_head(layer, head, &held)
+            })
+        })?;
+        Ok(())
+    }
+
+    /// A prompt into the sequence of `slot` of each session, and the logits of its last row. `through` is told of every
+    /// layer that is through, counted from 0, while the prompt still holds it.
+    fn feed<'s>(
+        &mut self,
+        mut sessions: Vec<&'s mut Session<O>>,
+        slot: usize,
+        tokens: &[u32],
+        through: &mut Through<'_, O>,
+    ) -> Result<&'s [f32], ModelError> {
+        self.check(tokens)?;
+        sessions.iter().try_for_each(|session| session.cache.check(slot, tokens.len()))?;
+        sessions.iter_mut().try_for_each(|session| session.cache.begin(slot, tokens.len(), true))?;
+        let mut caches: Vec<_> = sessions.iter_mut().map(|session| &mut session.cache).collect();
+        let result = self.read(&mut caches, slot, tokens, through);
         // Buffers of a single run stay: to have them anew for every short prompt takes longer.
         if tokens.len() > RUN {
             self.ops.rest();
         }
         match result {
             Ok(logits) => {
-                cache.commit(slot);
+                caches.iter_mut().for_each(|cache| cache.commit(slot));
+                let Session { host, .. } = sessions.swap_remove(0);
                 self.ops.read(&logits, host);
                 Ok(host)
             }
             Err(error) => {
-                cache.clear(slot);
+                caches.iter_mut().for_each(|cache| cache.clear(slot));
                 Err(error)
             }
         }
@@ -359,13 +432,14 @@ impl<O: ThinOps> Model<O> {
         }
     }
 
-    /// A prompt through all layers; the logits of its last row.
+    /// A prompt through all layers and into every cache; the logits of its last row. What came before it is in the only
+    /// cache, or there is nothing.
     fn read(
         &mut self,
-        cache: &mut O::Cache,
+        caches: &mut [&mut O::Cache],
         slot: usize,
         tokens: &[u32],
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        through: &mut Through<'_, O>,
     ) -> Result<Rows<O>, ModelError> {
         let Self { config, heads, maps, embedding, table, layers, norm, output, ops, profile } = self;
         let (heads, mut laps) = (*heads, Laps::start());
@@ -376,7 +450,8 @@ impl<O: ThinOps> Model<O> {
         if long {
             maps.release(&*table);
         }
-        let mut prompt = ops.prompt(cache, slot, rows, heads);
+        let window = caches.iter().map(|cache| cache.window()).max().unwrap_or(0);
+        let mut prompt = ops.prompt(caches[0], slot, rows, window, heads);
         // Of whole runs, and of the last one where it is shorter.
         let mut memory = [None, None];
         profile.embed += laps.lap();
@@ -387,25 +462,25 @@ impl<O: ThinOps> Model<O> {
                 let Inner { mut fused, mut mixed } = own.take().unwrap_or_else(|| Inner::new(ops, heads, range.len()));
                 fused = ops.norm_linear(&x, range.clone(), &layer.attention_norm, &layer.qkv, fused);
                 profile.qkv += laps.lap();
-                let position = cache.position(slot) + first;
+                let position = caches[0].position(slot) + first;
                 fused = ops.rotate(fused, heads, rotation(config, layer), &|row| position + row);
                 profile.rotate += laps.lap();
-                ops.hold(cache, index, &mut prompt, &fused)?;
+                ops.hold(caches[0], index, &mut prompt, &fused)?;
                 profile.attend += laps.lap();
                 // Of the last layer nothing but the last row is asked for.
                 if index + 1 < layers.len() || range.end == rows {
-                    mixed = ops.attend_prompt(cache, index, &prompt, &fused, mixed)?;
+                    mixed = ops.attend_prompt(caches[0], index, &prompt, &fused, mixed)?;
                     profile.attend += laps.lap();
                     x = finish(ops, layer, &mixed, x, range, profile, &mut laps);
                 }
                 *own = Some(Inner { fused, mixed });
             }
-            ops.admit_prompt(cache, index, &mut prompt)?;
+            caches.iter_mut().try_for_each(|cache| ops.admit_prompt(cache, index, &prompt))?;
             if long {
                 maps.release(&layer.mapped);
             }
             profile.admit += laps.lap();
-            if progress(index + 1, layers.len()).is_break() {
+            if through(ops, index, &prompt).is_break() {
                 return Err(ModelError::Interrupted);
             }
         }

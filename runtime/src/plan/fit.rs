@@ -78,6 +78,7 @@ mod tests {
         slots: 2,
         lambda: Lambda::WHOLE,
         recent: 32,
+        window: 32,
         keys: StorageKind::F16,
         values: StorageKind::F16,
         threads: 2,

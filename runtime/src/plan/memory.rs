@@ -23,6 +23,8 @@ pub struct Workload {
     pub lambda: Lambda,
     /// Newest tokens kept whole, R.
     pub recent: usize,
+    /// Newest queries of a prompt that score its channels, W.
+    pub window: usize,
     /// How keys are stored.
     pub keys: StorageKind,
     /// How values are stored.
@@ -176,6 +178,7 @@ impl<'a> Planner<'a> {
             heads: config.heads,
             kept,
             prompt,
+            window: workload.window,
             rows: prompt.min(RUN).max(plan.slots),
             cache: plan,
         };
@@ -206,7 +209,9 @@ mod tests {
             layers: 24,
             kv_heads: 16,
             head_dim: 128,
+            sinks: 0,
             recent: 32,
+            corrected: false,
             slots: 32,
             tokens: 2048,
             window: None,

@@ -22,6 +22,7 @@
 //!     slots: 1,
 //!     lambda: Lambda::from_per_mille(500)?,
 //!     recent: 32,
+//!     window: 32,
 //!     keys: StorageKind::F16,
 //!     values: StorageKind::F16,
 //!     threads: 4,
