@@ -2,9 +2,10 @@
 
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM, Span,
-    channel::{compensate::Correction, score, select},
+    channel::{compensate::Correction, norm, random, score, select},
     error::check_len,
     log::debug,
+    policy::Score,
     quant::GROUP,
     storage::{Element, Form, elements, elements_mut, with_element},
 };
@@ -372,6 +373,18 @@ fn check_mask(layout: &HeadLayout, mask: &ChannelMask) -> Result<(), Error> {
     }
 }
 
+/// What [`HeadMut::score`] scores channels by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Scoring {
+    /// The score.
+    pub score: Score,
+    /// The head's number among all of the model, by which random scores differ.
+    pub head: usize,
+    /// Query rows in the energies, those of all query heads of the group.
+    pub queries: usize,
+}
+
 /// What [`HeadMut::correct`] goes by.
 #[derive(Debug)]
 pub enum Moments<'a> {
@@ -439,46 +452,97 @@ impl<'a> HeadMut<'a> {
         score::add_energy(queries, rows, stride, &mut energy[..self.layout.head_dim as usize])
     }
 
-    /// Scores the channels by the query energies so far (of `queries` rows) and all whole tokens: the `held` ones of
-    /// the ring, then `new` rows. Writes D scores.
+    /// Scores the channels by the query energies so far and all whole tokens of an admission: those of the ring, then the
+    /// new `rows`. Writes D scores.
     ///
     /// # Errors
-    /// [`Error::Length`] where a slice does not fit or there is no query or token.
+    /// [`Error::Length`] where a slice does not fit or there is no query or token; [`Error::Inconsistent`] for
+    /// [`Score::Sketch`], which needs more memory than a head has.
     pub fn score(
+        &self,
+        scoring: &Scoring,
+        admission: &Admission,
+        rows: Rows<'_>,
+        scores: &mut [f32],
+    ) -> Result<(), Error> {
+        let Scoring { score: how, head, queries } = *scoring;
+        let (held, new) = (admission.before.recent as usize, admission.new);
+        let head_dim = self.layout.head_dim as usize;
+        let energy = elements::<f32>(&self.bytes[self.layout.energy(self.slot)])?;
+        let energy = &energy[..head_dim];
+        let mut sums = [0.0f32; MAX_HEAD_DIM];
+        let sums = &mut sums[..head_dim];
+        match how {
+            Score::Query => {
+                let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
+                score::score(energy, queries, sums, count, scores)
+            }
+            Score::Sample { tokens } => {
+                let every = (held + new).div_ceil((tokens as usize).max(1)).max(1);
+                let count = self.add_keys(held, rows, new, every, |x| x * x, sums)?;
+                score::score(energy, queries, sums, count, scores)
+            }
+            Score::L1 => {
+                let count = self.add_keys(held, rows, new, 1, f32::abs, sums)?;
+                norm::l1(sums, count, scores)
+            }
+            Score::L2 => {
+                let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
+                norm::l2(sums, count, scores)
+            }
+            Score::Random { seed } => {
+                check_len("scores", head_dim, scores.len())?;
+                random::random(seed, head, scores);
+                Ok(())
+            }
+            Score::Sketch { .. } => Err(Error::Inconsistent { what: "score" }),
+        }
+    }
+
+    /// Adds `what` of every channel of every so many whole tokens, the `held` ones of the ring and then `new` rows, to `sums`;
+    /// returns how many tokens that were.
+    fn add_keys(
         &self,
         held: usize,
         rows: Rows<'_>,
         new: usize,
-        queries: usize,
-        scores: &mut [f32],
-    ) -> Result<(), Error> {
+        every: usize,
+        what: impl Fn(f32) -> f32 + Copy,
+        sums: &mut [f32],
+    ) -> Result<usize, Error> {
         let (head_dim, stride) = (self.layout.head_dim as usize, self.layout.ring_stride());
         rows.check(new, head_dim)?;
-        let mut keys = [0.0f32; MAX_HEAD_DIM];
-        let keys = &mut keys[..head_dim];
+        // The first new token that counts.
+        let first = held.next_multiple_of(every) - held;
         match rows.order {
-            _ if new == 0 => {}
-            KeyOrder::Rows => score::add_energy(rows.keys, new, rows.stride, keys)?,
-            KeyOrder::Blocks => score::add_block_energy(rows.keys, new, keys)?,
+            _ if new <= first => {}
+            KeyOrder::Blocks if every == 1 => score::add_blocks(rows.keys, new, what, sums)?,
+            _ => {
+                let steps = Steps::keys(&rows, head_dim);
+                for token in (first..new).step_by(every) {
+                    for (channel, sum) in sums.iter_mut().enumerate() {
+                        *sum += what(rows.keys[steps.at(token, channel)]);
+                    }
+                }
+            }
         }
         with_element!(self.layout.keys.ring(), E => {
             let ring = elements::<E>(&self.bytes[self.layout.ring_keys(self.slot)])?;
-            for (energy, lanes) in keys.iter_mut().zip(ring.chunks_exact(stride)) {
-                *energy += lanes[..held].iter().map(|x| x.load() * x.load()).sum::<f32>();
+            for (sum, lanes) in sums.iter_mut().zip(ring.chunks_exact(stride)) {
+                *sum += lanes[..held].iter().step_by(every).map(|x| what(x.load())).sum::<f32>();
             }
         });
-        let energy = elements::<f32>(&self.bytes[self.layout.energy(self.slot)])?;
-        score::score(&energy[..head_dim], queries, keys, held + new, scores)
+        Ok((held + new).div_ceil(every))
     }
 
     /// [`score`](Self::score), then the layout's T best channels.
     ///
     /// # Errors
     /// As [`score`](Self::score); [`Error::NotANumber`] where a score is NaN.
-    pub fn choose(&self, held: usize, rows: Rows<'_>, new: usize, queries: usize) -> Result<ChannelMask, Error> {
+    pub fn choose(&self, scoring: &Scoring, admission: &Admission, rows: Rows<'_>) -> Result<ChannelMask, Error> {
         let mut scores = [0.0f32; MAX_HEAD_DIM];
         let scores = &mut scores[..self.layout.head_dim as usize];
-        self.score(held, rows, new, queries, scores)?;
+        self.score(scoring, admission, rows, scores)?;
         select::select(scores, self.layout.kept as usize)
     }
 

@@ -17,7 +17,7 @@
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
 
-use crate::{ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span};
+use crate::{ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Scoring, Span};
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -100,7 +100,8 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
             head.add_query_energy(queries, count, head_dim)?;
             self.scored += count;
             if admission.thinned > 0 {
-                self.mask = Some(head.choose(admission.before.recent as usize, rows, new, self.scored)?);
+                self.mask =
+                    Some(head.choose(&Scoring { queries: self.scored, ..Scoring::default() }, &admission, rows)?);
             }
         }
         head.admit(&admission, &self.pages, self.mask.as_ref(), rows)?;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use thinkey_core::{
-    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Moments, Plain, Rows, Span, StorageKind, attend,
+    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Moments, Plain, Rows, Scoring, Span, StorageKind, attend,
     channel::{compensate::Correction, select::select},
     storage::{Element, FloatKind},
 };
@@ -183,7 +183,8 @@ proptest! {
                 scored += life.group;
                 if admission.thinned > 0 {
                     let mut scores = vec![0.0; d];
-                    head.score(admission.before.recent as usize, rows, new, scored, &mut scores).unwrap();
+                    let scoring = Scoring { queries: scored, ..Scoring::default() };
+                    head.score(&scoring, &admission, rows, &mut scores).unwrap();
                     let chosen = select(&scores, life.kept).unwrap();
                     mask = Some(chosen);
                     // Any moments will do: attention has to do as the correction says.

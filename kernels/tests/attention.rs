@@ -20,9 +20,7 @@ const GROUP: usize = HEADS / KV_HEADS;
 #[derive(Clone, Debug)]
 struct Case {
     head_dim: usize,
-    sinks: 0,
     recent: usize,
-    corrected: false,
     window: Option<usize>,
     kept: [usize; KV_HEADS],
     keys: StorageKind,
@@ -39,12 +37,10 @@ fn cases() -> impl Strategy<Value = Case> {
     let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
     (head_dim, 0usize..40, prop::option::of(20usize..200), steps, [kind(), kind()], (1usize..5, any::<u64>()))
-        .prop_flat_map(|(head_dim, sinks: 0, recent, corrected: false, window, steps, [keys, values], (run, seed))| {
+        .prop_flat_map(|(head_dim, recent, window, steps, [keys, values], (run, seed))| {
             [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
                 head_dim,
-                sinks: 0,
                 recent,
-                corrected: false,
                 window,
                 kept,
                 keys,

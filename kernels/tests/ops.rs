@@ -131,6 +131,10 @@ proptest! {
         half in any::<bool>(),
         kept in [1usize..=16, 1usize..=16],
         scoring in 1usize..40,
+        score in prop_oneof![
+            3 => Just(Score::Query), Just(Score::L1), Just(Score::L2), (1u32..60).prop_map(|tokens| Score::Sample { tokens }),
+            any::<u64>().prop_map(|seed| Score::Random { seed }),
+        ],
         run in 1usize..4,
         passes in prop::collection::vec((prop_oneof![2 => Just(0usize), 1 => 1usize..120], 0usize..2), 1..12),
         seed in any::<u64>(),
@@ -147,6 +151,8 @@ proptest! {
         let mut plain = Reference::<Backend>::default();
         let mut machines: Vec<_> = machines().map(|cpu| (cpu.cache(plan, scoring, &channels).unwrap(), cpu)).collect();
         let mut theirs = plain.cache(plan, scoring, &channels).unwrap();
+        theirs.score_by(score);
+        machines.iter_mut().for_each(|(cache, _)| cache.score_by(score));
         for &(prompt, slot) in &passes {
             // Nothing of a prompt: one step of both sequences.
             let slots = [slot, 1 - slot];

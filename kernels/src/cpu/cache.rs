@@ -4,8 +4,8 @@ use super::learn::Learnt;
 use crate::ops::Cache;
 use memmap2::MmapMut;
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Span,
-    StorageKind, channel::compensate,
+    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Scoring, Span,
+    StorageKind, channel::compensate, policy::Score,
 };
 
 /// Why a cache could not be made.
@@ -51,6 +51,7 @@ struct Slot {
 pub struct ThinCache {
     plan: CachePlan,
     window: usize,
+    score: Score,
     bytes: CacheBytes,
     /// One a layer and head.
     layouts: Vec<HeadLayout>,
@@ -118,7 +119,7 @@ impl ThinCache {
         }
         let mut free = room(per_slot * plan.slots)?;
         free.extend((0..(per_slot * plan.slots) as u32).rev());
-        Ok(Self { plan, window, bytes, layouts, starts, arena, masks, slots, free })
+        Ok(Self { plan, window, score: Score::default(), bytes, layouts, starts, arena, masks, slots, free })
     }
 
     /// Bytes of heap beside those that the plan counts: where each head lies, and the state of each sequence.
@@ -183,7 +184,8 @@ impl ThinCache {
     /// # Panics
     /// Where no step is under way.
     pub fn steps(&mut self, layer: usize, slot: usize) -> impl Iterator<Item = Result<HeadStep<'_>, Error>> {
-        let Self { plan, window, layouts, starts, arena, masks, slots, .. } = self;
+        let Self { plan, window, score, layouts, starts, arena, masks, slots, .. } = self;
+        let score = *score;
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
         let scored = state.scored + step.new.min(*window);
@@ -193,7 +195,7 @@ impl ThinCache {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, mask, step, pages: &state.pages, scored })
+            Ok(HeadStep { view, mask, step, pages: &state.pages, scored, score, head: index })
         })
     }
 }
@@ -208,6 +210,9 @@ pub struct HeadStep<'a> {
     pages: &'a [u32],
     /// Query rows of each query head in the energies, those of the step included.
     scored: usize,
+    score: Score,
+    /// The head's number among all of the model.
+    head: usize,
 }
 
 impl HeadStep<'_> {
@@ -254,8 +259,9 @@ impl HeadStep<'_> {
     /// Where slices do not fit, or a score is NaN.
     pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
         if self.chooses() {
-            let Self { view, mask, step, scored, .. } = self;
-            let chosen = view.choose(step.before.recent as usize, rows, step.new, *scored * group)?;
+            let Self { view, mask, step, scored, score, head, .. } = self;
+            let scoring = Scoring { score: *score, head: *head, queries: *scored * group };
+            let chosen = view.choose(&scoring, step, rows)?;
             let moments = match learnt {
                 Some(Learnt { mean, covariance, scratch, .. }) => Moments::Known { mean, covariance, scratch },
                 None => Moments::Tokens { admission: step, rows },
@@ -286,6 +292,10 @@ impl Cache for ThinCache {
 
     fn window(&self) -> usize {
         self.window
+    }
+
+    fn score_by(&mut self, score: Score) {
+        self.score = score;
     }
 
     fn position(&self, slot: usize) -> usize {

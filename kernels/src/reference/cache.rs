@@ -7,7 +7,12 @@ use crate::{
 };
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
-use thinkey_core::{Admission, CacheBytes, CachePlan, Error, Span, StorageKind, channel::compensate, storage::Form};
+use thinkey_core::{
+    Admission, CacheBytes, CachePlan, Error, Span, StorageKind,
+    channel::{compensate, random},
+    policy::Score,
+    storage::Form,
+};
 
 /// Keys and values of consecutive tokens of one head, stored as the plan says.
 #[derive(Clone, Debug)]
@@ -88,6 +93,7 @@ pub struct ReferenceCache<B: Backend> {
     plan: CachePlan,
     planned: CacheBytes,
     window: usize,
+    score: Score,
     /// Channels kept, one a layer and head.
     kept: Vec<usize>,
     slots: Vec<Slot>,
@@ -112,6 +118,7 @@ impl<B: Backend> ReferenceCache<B> {
             plan,
             planned: plan.bytes(kept)?,
             window,
+            score: Score::default(),
             kept: (0..heads).map(|head| kept(head / plan.kv_heads, head % plan.kv_heads)).collect(),
             slots: vec![Slot::default(); plan.slots],
             heads: vec![Head::default(); heads * plan.slots],
@@ -176,8 +183,25 @@ impl<B: Backend> ReferenceCache<B> {
                         None => keys.clone(),
                     };
                     let tokens = all.dims()[0];
-                    let score = energy / queries as f32 * squares(all.clone()) / tokens as f32;
-                    let mask = self.best(score, self.kept[index % self.kept.len()])?;
+                    let at = index % self.kept.len();
+                    let score = match self.score {
+                        Score::Query => energy / queries as f32 * squares(all.clone()) / tokens as f32,
+                        Score::Sample { tokens: most } => {
+                            let every = tokens.div_ceil(most.max(1) as usize) as i32;
+                            let rows = Tensor::arange_step(0..tokens as i64, every as usize, &self.device);
+                            let count = rows.dims()[0];
+                            energy / queries as f32 * squares(all.clone().select(0, rows)) / count as f32
+                        }
+                        Score::L1 => all.clone().abs().mean_dim(0).reshape([dim]),
+                        Score::L2 => (squares(all.clone()) / tokens as f32).sqrt(),
+                        Score::Random { seed } => {
+                            let mut scores = vec![0.0; dim];
+                            random::random(seed, at, &mut scores);
+                            Tensor::from_data(TensorData::new(scores, [dim]), &self.device)
+                        }
+                        Score::Sketch { .. } => return Err(Error::Inconsistent { what: "score" }),
+                    };
+                    let mask = self.best(score, self.kept[at])?;
                     if self.plan.corrected {
                         let (held, thinned) = (step.before.recent as usize, step.thinned);
                         let correction = if prompt && compensate::tells(thinned, dim) {
@@ -258,6 +282,10 @@ impl<B: Backend> Cache for ReferenceCache<B> {
 
     fn window(&self) -> usize {
         self.window
+    }
+
+    fn score_by(&mut self, score: Score) {
+        self.score = score;
     }
 
     fn position(&self, slot: usize) -> usize {

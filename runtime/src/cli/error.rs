@@ -4,8 +4,15 @@ use super::budget::TooLarge;
 use rustyline::error::ReadlineError;
 use std::{io, path::PathBuf};
 use thinkey::{
-    engine::Device, model::ModelError, sample::SamplingError, store::StoreError, text::TextError, weights::WeightsError,
+    engine::Device,
+    model::ModelError,
+    policy::{CalibrationError, DesignError},
+    sample::SamplingError,
+    store::StoreError,
+    text::TextError,
+    weights::WeightsError,
 };
+use thinkey_core::policy::PolicyError;
 
 /// What ends a command: one line, with the cause and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +26,15 @@ pub enum CliError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] thinkey_core::Error),
+    /// The cache's policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The cache's policy, for this model.
+    #[error(transparent)]
+    Design(#[from] DesignError),
+    /// The model's calibration.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// The tokenizer or chat template.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -91,6 +107,16 @@ pub enum CliError {
         path: PathBuf,
         /// Why.
         cause: io::Error,
+    },
+    /// A text is too short for what is to be measured on it.
+    #[error("{} has {tokens} tokens, and {needed} are needed; give a longer text, or fewer or shorter windows", path.display())]
+    ShortText {
+        /// The file.
+        path: PathBuf,
+        /// Tokens it has.
+        tokens: usize,
+        /// Tokens needed.
+        needed: usize,
     },
     /// Standard input.
     #[error("cannot read standard input: {0}")]

@@ -7,6 +7,11 @@ pub fn layers(what: &'static str, len: usize) -> ProgressBar {
     ProgressBar::new(len as u64).with_message(what).with_style(style("{msg} {bar:30} {pos}/{len} layers {eta}"))
 }
 
+/// A bar over `len` parts of what is done.
+pub fn count(what: &'static str, len: usize) -> ProgressBar {
+    ProgressBar::new(len as u64).with_message(what).with_style(style("{msg} {bar:30} {pos}/{len} {eta}"))
+}
+
 /// A bar for bytes whose number is not known yet.
 pub fn bytes() -> ProgressBar {
     ProgressBar::no_length().with_style(style("{spinner} {msg} {bytes}"))
