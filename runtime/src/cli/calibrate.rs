@@ -2,8 +2,11 @@
 
 use super::{CliError, options::ModelOptions, progress};
 use serde_json::json;
-use std::{fs, io::Write, num::NonZeroUsize, ops::ControlFlow, path::PathBuf};
-use thinkey::policy::{CacheDesign, Calibration};
+use std::{io::Write, num::NonZeroUsize, ops::ControlFlow, path::PathBuf};
+use thinkey::{
+    eval::{read_text, spread},
+    policy::{CacheDesign, Calibration},
+};
 use thinkey_core::{
     Lambda,
     policy::{Choice, Policy},
@@ -33,21 +36,17 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let (checkpoint, tokenizer) = arguments.model.open()?;
-    let read = |cause| CliError::Read { path: arguments.text.clone(), cause };
-    let tokens = tokenizer.encode_plain(&fs::read_to_string(&arguments.text).map_err(read)?, true)?;
+    let text = tokenizer.encode_plain(&read_text(&arguments.text)?, false)?;
+    let before = tokenizer.encode_plain("", true)?;
     let (count, length) = (arguments.windows.get(), arguments.tokens.get());
     let context = checkpoint.config().context;
     if length > context {
         return Err(CliError::LargeContext { planned: length, context });
     }
-    let needed = length.max(Calibration::LEAST).saturating_mul(count);
-    if tokens.len() < needed || length < Calibration::LEAST {
-        let path = arguments.text.clone();
-        return Err(CliError::ShortText { path, tokens: tokens.len(), needed });
-    }
+    let windows = spread((&before, &text), length, count, length)?;
     let mut engine = arguments.model.load(&checkpoint)?;
-    let windows: Vec<&[u32]> = tokens.chunks(tokens.len() / count).take(count).map(|run| &run[..length]).collect();
-    let bar = progress::count("measuring", count);
+    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let bar = progress::counted("windows", count).with_message("measuring");
     let calibration = Calibration::measure(&mut engine, &windows, &mut |done| {
         bar.set_position(done as u64);
         ControlFlow::Continue(())

@@ -5,6 +5,7 @@ use rustyline::error::ReadlineError;
 use std::{io, path::PathBuf};
 use thinkey::{
     engine::Device,
+    eval::EvalError,
     model::ModelError,
     policy::{CalibrationError, DesignError},
     sample::SamplingError,
@@ -108,15 +109,16 @@ pub enum CliError {
         /// Why.
         cause: io::Error,
     },
-    /// A text is too short for what is to be measured on it.
-    #[error("{} has {tokens} tokens, and {needed} are needed; give a longer text, or fewer or shorter windows", path.display())]
-    ShortText {
+    /// What is measured.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A file that an option names cannot be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
         /// The file.
         path: PathBuf,
-        /// Tokens it has.
-        tokens: usize,
-        /// Tokens needed.
-        needed: usize,
+        /// Why.
+        cause: io::Error,
     },
     /// Standard input.
     #[error("cannot read standard input: {0}")]

@@ -7,6 +7,7 @@ mod calibrate;
 mod chat;
 mod demo;
 mod error;
+mod eval;
 mod generate;
 mod input;
 mod inspect;
@@ -43,6 +44,8 @@ enum Command {
     Pull(pull::Arguments),
     /// Measure prefill and decode on this machine
     Bench(bench::Arguments),
+    /// Measure how good cache policies are: divergence, retrieval, energy
+    Eval(eval::Arguments),
     /// Plan the memory that a model takes, and show what fits
     Plan(plan::Arguments),
     /// Measure once how many channels each head of a model is worth
@@ -63,6 +66,7 @@ pub fn run() -> Result<ExitCode, CliError> {
         Some(Command::Chat(arguments)) => chat::run(&arguments),
         Some(Command::Pull(arguments)) => pull::run(&arguments).map(done),
         Some(Command::Bench(arguments)) => bench::run(&arguments).map(done),
+        Some(Command::Eval(arguments)) => eval::run(&arguments).map(done),
         Some(Command::Plan(arguments)) => plan::run(&arguments).map(done),
         Some(Command::Calibrate(arguments)) => calibrate::run(&arguments).map(done),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments).map(done),

@@ -7,9 +7,10 @@ pub fn layers(what: &'static str, len: usize) -> ProgressBar {
     ProgressBar::new(len as u64).with_message(what).with_style(style("{msg} {bar:30} {pos}/{len} layers {eta}"))
 }
 
-/// A bar over `len` parts of what is done.
-pub fn count(what: &'static str, len: usize) -> ProgressBar {
-    ProgressBar::new(len as u64).with_message(what).with_style(style("{msg} {bar:30} {pos}/{len} {eta}"))
+/// A bar over `len` of something; a message says what is done to them.
+pub fn counted(unit: &'static str, len: usize) -> ProgressBar {
+    let template = format!("{{msg}} {{bar:30}} {{pos}}/{{len}} {unit} {{eta}}");
+    ProgressBar::new(len as u64).with_style(style(&template))
 }
 
 /// A bar for bytes whose number is not known yet.

@@ -14,7 +14,8 @@ use super::DesignError;
 const VERSION: u32 = 1;
 
 /// Those of models that thinkey knows, by the name in the model's header.
-const KNOWN: &[(&str, &str)] = &[];
+const KNOWN: &[(&str, &str)] =
+    &[("Smollm2 135M 8k Lc100K Mix1 Ep2", include_str!("../../assets/smollm2-135m-instruct.calibration.json"))];
 
 /// The sorted budget scores of the heads of a model, mean over some windows of text: what
 /// [`adaptive::Calibration`] gathers, and what T per head is [distributed](adaptive::distribute) by at any λ.

@@ -7,7 +7,7 @@ use crate::{
 };
 use std::ops::ControlFlow;
 use thinkey_core::{
-    Error, Plain, QueryWindow, TokenRows,
+    Error, QueryWindow, TokenRows,
     channel::{
         adaptive,
         compensate::{self, SINKS, budget_scores},
@@ -15,7 +15,10 @@ use thinkey_core::{
     },
     mass,
 };
-use thinkey_kernels::ops::HeldHead;
+use thinkey_kernels::{
+    cpu::{loops::SimdLoops, simd::Level},
+    ops::HeldHead,
+};
 
 /// Newest tokens of a window that are never thinned, and whose keys do not count.
 const RECENT: usize = 32;
@@ -71,7 +74,7 @@ fn budget(held: &HeldHead, scores: &mut Vec<f32>) -> Result<(), Error> {
     let keys = TokenRows::new(&held.keys, tokens, d, d)?;
     let queries = QueryWindow::new(&held.queries, [group, window * d], [window, d], d)?;
     let (mut mass, mut row) = (vec![0.0; tokens], vec![0.0; tokens]);
-    mass::group_mass(&Plain, &queries, &keys, &mut row, &mut mass)?;
+    mass::group_mass(&SimdLoops(Level::best()), &queries, &keys, &mut row, &mut mass)?;
     mass.truncate(tokens - RECENT);
     let total = compensate::weigh(&mut mass, SINKS)?;
     let (mut mean, mut covariance) = (vec![0.0; d], vec![0.0; d * d]);

@@ -160,6 +160,11 @@ impl Tokenizer {
         self.pieces.len()
     }
 
+    /// The tokens that the model expects before a text.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -1,0 +1,99 @@
+//! From a policy to a cache.
+
+use super::EvalError;
+use crate::{
+    engine::{Engine, Session},
+    model::{ModelConfig, transformer::WINDOW},
+    policy::{CacheDesign, Calibration},
+};
+use serde::Serialize;
+use thinkey_core::Policy;
+
+/// Newest tokens kept whole, R.
+const RECENT: usize = 32;
+
+/// An empty sequence of at most `tokens` tokens whose cache does as `policy` says.
+///
+/// # Errors
+/// [`EvalError::Design`] where the policy cannot be, [`EvalError::Model`] where the memory cannot be had.
+pub fn session_for(
+    engine: &Engine,
+    calibration: Option<&Calibration>,
+    policy: &Policy,
+    tokens: usize,
+) -> Result<Session, EvalError> {
+    let design = design(engine.config(), calibration, policy)?;
+    Ok(engine.session(design.options(1, tokens, RECENT, WINDOW), |layer, head| design.kept(layer, head))?)
+}
+
+/// What a policy comes to for a model.
+fn design(config: &ModelConfig, calibration: Option<&Calibration>, policy: &Policy) -> Result<CacheDesign, EvalError> {
+    let refused = |cause| EvalError::Design { policy: policy.to_string(), cause };
+    CacheDesign::new(*policy, config, calibration).map_err(refused)
+}
+
+/// What a cache takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Footprint {
+    /// Tokens that it holds.
+    pub tokens: usize,
+    /// Bytes, with masks and tables.
+    pub bytes: usize,
+    /// Bytes a token.
+    pub per_token: f64,
+    /// Share of what the same tokens take whole, in f16.
+    pub share: f64,
+}
+
+impl Footprint {
+    /// Of a cache of `bytes` for `tokens` tokens.
+    #[must_use]
+    pub fn new(config: &ModelConfig, tokens: usize, bytes: usize) -> Self {
+        let whole = config.cache_plan(1, tokens, RECENT, thinkey_core::StorageKind::F16).whole_bytes();
+        Self { tokens, bytes, per_token: bytes as f64 / tokens as f64, share: bytes as f64 / whole as f64 }
+    }
+
+    /// As planned for `policy`, at `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`EvalError::Design`] where the policy cannot be, [`EvalError::Core`] where the sum cannot be counted.
+    pub fn planned(
+        config: &ModelConfig,
+        calibration: Option<&Calibration>,
+        policy: &Policy,
+        tokens: usize,
+    ) -> Result<Self, EvalError> {
+        let design = design(config, calibration, policy)?;
+        let bytes = design.plan(1, tokens, RECENT).bytes(|layer, head| design.kept(layer, head))?;
+        Ok(Self::new(config, tokens, bytes.total()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::Architecture, weights::fixture};
+
+    fn bytes(line: &str) -> Result<usize, EvalError> {
+        let config = fixture::config(Architecture::Llama);
+        Footprint::planned(&config, None, &line.parse().unwrap(), 1000).map(|footprint| footprint.bytes)
+    }
+
+    #[test]
+    fn what_caches_do_is_planned() {
+        let [full, think, small] = ["full", "think", "think,keys=int4,values=int8"].map(|line| bytes(line).unwrap());
+        assert!(small < think * 2 / 3 && think < full * 9 / 10);
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (line, says) in [
+            ("balanced", "this model is not calibrated: "),
+            ("tokens=h2o(100,10)", "tokens=h2o is not to be had"),
+            ("think,life=turn", "life is not to be had"),
+        ] {
+            let error = bytes(line).unwrap_err().to_string();
+            assert!(error.starts_with("policy ") && error.contains(says), "{error}");
+        }
+    }
+}
