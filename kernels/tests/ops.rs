@@ -7,7 +7,7 @@ use bytes::Bytes;
 use half::f16;
 use proptest::prelude::*;
 use std::ops::Range;
-use thinkey_core::{BLOCK, CachePlan, StorageKind};
+use thinkey_core::{BLOCK, CachePlan, StorageKind, policy::Score};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
@@ -132,8 +132,11 @@ proptest! {
         kept in [1usize..=16, 1usize..=16],
         scoring in 1usize..40,
         score in prop_oneof![
-            3 => Just(Score::Query), Just(Score::L1), Just(Score::L2), (1u32..60).prop_map(|tokens| Score::Sample { tokens }),
-            any::<u64>().prop_map(|seed| Score::Random { seed }),
+            3 => Just(Score::Query),
+            1 => Just(Score::L1),
+            1 => Just(Score::L2),
+            1 => (1u32..60).prop_map(|tokens| Score::Sample { tokens }),
+            1 => any::<u64>().prop_map(|seed| Score::Random { seed }),
         ],
         run in 1usize..4,
         passes in prop::collection::vec((prop_oneof![2 => Just(0usize), 1 => 1usize..120], 0usize..2), 1..12),
