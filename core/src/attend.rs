@@ -1,7 +1,8 @@
-//! Two-region decode attention: one softmax over the thin prefix and the whole recent tokens.
+//! Two-region decode attention: one softmax over the thin prefix and the whole tokens, sinks and recent ones.
 //!
-//! A query head's logits are q·k/√D for both regions, the prefix with q gathered to its T kept channels. The scale is
-//! 1/√D for both: 1/√T would be another temperature, and measurably worse. All query heads of a group are served from
+//! A query head's logits are q·k/√D for both regions, the prefix with q gathered to its T kept channels, or
+//! [corrected](crate::channel::compensate) for the others. The scale is 1/√D for both: 1/√T would be another
+//! temperature, and measurably worse. All query heads of a group are served from
 //! one pass over their KV head's blocks, with an online softmax (Milakov & Gimelshein, arXiv 1805.02867), so parts of
 //! the tokens can be computed apart and [merged](Partial::merge).
 
@@ -12,6 +13,10 @@ use crate::{
     storage::{Element, Form, StorageKind, elements, with_element},
 };
 use core::ops::Range;
+
+mod queries;
+
+pub use queries::{Queries, thin_queries};
 
 /// Blocks whose scores are computed before one step of the online softmax.
 const TILE_BLOCKS: usize = 4;
@@ -261,6 +266,13 @@ impl<'a> Partial<'a> {
         Ok(Self { max, sum, mixed })
     }
 
+    /// Raises the logits that were seen so far: those of query head h by `by[h] * times`.
+    fn raise(&mut self, by: &[f32], times: f32) {
+        for (max, &by) in self.max.iter_mut().zip(by) {
+            *max += by * times;
+        }
+    }
+
     /// Adds another part of the tokens.
     ///
     /// # Errors
@@ -305,66 +317,6 @@ impl<'a> Partial<'a> {
     }
 }
 
-/// Queries made ready for a head: scaled by 1/√D, and gathered to the channels of its prefix.
-#[derive(Debug)]
-pub struct Queries<'a> {
-    group: usize,
-    whole: &'a [f32],
-    thin: &'a [f32],
-    scores: &'a mut [f32],
-}
-
-#[cfg(feature = "defmt")]
-impl defmt::Format for Queries<'_> {
-    fn format(&self, f: defmt::Formatter<'_>) {
-        defmt::write!(
-            f,
-            "Queries {{ group: {=usize}, whole: {=usize}, thin: {=usize} }}",
-            self.group,
-            self.whole.len(),
-            self.thin.len()
-        );
-    }
-}
-
-impl<'a> Queries<'a> {
-    /// Floats of scratch memory for `group` queries of a head of `head_dim` channels, whatever it keeps.
-    #[must_use]
-    pub const fn scratch_len(group: usize, head_dim: usize) -> usize {
-        group * (2 * head_dim + TILE)
-    }
-
-    /// Prepares `queries` (`[group][D]`, after RoPE, unscaled) for `head`.
-    ///
-    /// # Errors
-    /// [`Error::Group`], [`Error::Length`], or [`Error::Capacity`] with the scratch floats needed.
-    pub fn new(head: &HeadRef<'_>, queries: &[f32], scratch: &'a mut [f32]) -> Result<Self, Error> {
-        let head_dim = head.layout().head_dim as usize;
-        let group = queries.len() / head_dim;
-        if group == 0 || group > MAX_GROUP {
-            return Err(Error::Group { group });
-        }
-        check_len("queries", group * head_dim, queries.len())?;
-        let (needed, capacity) = (Self::scratch_len(group, head_dim), scratch.len());
-        if capacity < needed {
-            return Err(Error::Capacity { what: "attention scratch", needed, capacity });
-        }
-        let (whole, rest) = scratch[..needed].split_at_mut(group * head_dim);
-        let (thin, scores) = rest.split_at_mut(group * head_dim);
-        let scale = 1.0 / libm::sqrtf(head_dim as f32);
-        for (scaled, &q) in whole.iter_mut().zip(queries) {
-            *scaled = q * scale;
-        }
-        let kept = head.mask().map_or(0, |mask| mask.kept());
-        if let Some(mask) = head.mask() {
-            for (whole, thin) in whole.chunks_exact(head_dim).zip(thin.chunks_exact_mut(kept)) {
-                mask.gather(whole, thin);
-            }
-        }
-        Ok(Self { group, whole, thin: &thin[..group * kept], scores })
-    }
-}
-
 /// One block's part in a tile: which lanes are tokens.
 struct TileBlock<'a> {
     keys: KeyLanes<'a>,
@@ -372,7 +324,7 @@ struct TileBlock<'a> {
     lanes: Range<usize>,
 }
 
-/// Attends to the thin blocks `blocks` of `head`; tokens older than the newest `window` are not seen.
+/// Attends to the thin blocks `blocks` of `head`; of the tokens that are no sinks, those older than the newest `window` are not seen.
 ///
 /// # Errors
 /// [`Error::Index`] for blocks that are not there; [`Error::Length`] where parts do not fit.
@@ -389,8 +341,10 @@ pub fn attend_prefix<L: Loops>(
         return Err(Error::Index { what: "block", index: blocks.end, limit: span.blocks as usize + 1 });
     }
     // Lanes before the first visible one, counted from the first block.
-    let unseen = span.hidden as usize + span.tokens().saturating_sub(window).min(span.prefix());
+    let unseen = span.hidden as usize + span.run().saturating_sub(window).min(span.prefix());
     let first = blocks.start.max(unseen / BLOCK);
+    // What is added to all logits of a query head is not added to each: the largest so far is as much lower instead.
+    partial.raise(queries.added, -1.0);
     for start in (first..blocks.end).step_by(TILE_BLOCKS) {
         let tile = (start..blocks.end.min(start + TILE_BLOCKS)).map(|block| {
             // The same block of the next tile: its bytes come while this tile is computed.
@@ -416,43 +370,56 @@ pub fn attend_prefix<L: Loops>(
         });
         attend_tile(loops, tile, queries.thin, queries.group, queries.scores, partial)?;
     }
+    partial.raise(queries.added, 1.0);
     Ok(())
 }
 
-/// Attends to the whole recent tokens of `head`; tokens older than the newest `window` are not seen.
+/// Attends to the whole tokens of `head`: its sinks, and of the recent ones the newest `window`.
 ///
 /// # Errors
 /// [`Error::Length`] where parts do not fit.
-pub fn attend_recent<L: Loops>(
+pub fn attend_whole<L: Loops>(
     loops: &L,
     head: &HeadRef<'_>,
     queries: &mut Queries<'_>,
     window: usize,
     partial: &mut Partial<'_>,
 ) -> Result<(), Error> {
-    let (layout, recent) = (head.layout(), head.span().recent as usize);
+    let (layout, span) = (head.layout(), head.span());
+    let (recent, sinks) = (span.recent as usize, span.sinks as usize);
     let unseen = recent.saturating_sub(window);
     let head_dim = layout.head_dim as usize;
-    let (keys, values) = (head.ring_keys(), head.ring_values());
-    let blocks = recent.div_ceil(BLOCK);
-    for start in (unseen / BLOCK..blocks).step_by(TILE_BLOCKS) {
-        let tile = (start..blocks.min(start + TILE_BLOCKS)).map(|block| TileBlock {
-            keys: KeyLanes {
-                kind: layout.keys.ring().into(),
-                bytes: &keys[block * BLOCK * layout.keys.ring().bytes()..],
-                channels: head_dim,
-                stride: layout.ring_stride(),
-                ahead: &[],
-            },
-            values: ValueRows {
-                kind: layout.values.ring().into(),
-                bytes: &values[block * BLOCK * head_dim * layout.values.ring().bytes()..],
-                head_dim,
-                ahead: &[],
-            },
-            lanes: unseen.saturating_sub(block * BLOCK)..BLOCK.min(recent - block * BLOCK),
-        });
-        attend_tile(loops, tile, queries.whole, queries.group, queries.scores, partial)?;
+    let (keys, values) = (layout.keys.ring(), layout.values.ring());
+    let whole = |keys_at, stride, values_at, lanes| TileBlock {
+        keys: KeyLanes { kind: keys.into(), bytes: keys_at, channels: head_dim, stride, ahead: &[] },
+        values: ValueRows { kind: values.into(), bytes: values_at, head_dim, ahead: &[] },
+        lanes,
+    };
+    // Blocks of sinks come before those of the ring.
+    let before = sinks.div_ceil(BLOCK);
+    let blocks = (0..before).chain(before + unseen / BLOCK..before + recent.div_ceil(BLOCK));
+    let block = |index: usize| {
+        let (first, keys_of, stride, values_of, lanes) = if index < before {
+            let first = index * BLOCK;
+            (first, head.sink_keys(), layout.sinks as usize, head.sink_values(), 0..BLOCK.min(sinks - first))
+        } else {
+            let first = (index - before) * BLOCK;
+            let lanes = unseen.saturating_sub(first)..BLOCK.min(recent - first);
+            (first, head.ring_keys(), layout.ring_stride(), head.ring_values(), lanes)
+        };
+        whole(&keys_of[first * keys.bytes()..], stride, &values_of[first * head_dim * values.bytes()..], lanes)
+    };
+    let mut rest = blocks;
+    while rest.clone().next().is_some() {
+        attend_tile(
+            loops,
+            rest.clone().take(TILE_BLOCKS).map(block),
+            queries.whole,
+            queries.group,
+            queries.scores,
+            partial,
+        )?;
+        rest.nth(TILE_BLOCKS - 1);
     }
     Ok(())
 }
@@ -520,10 +487,10 @@ pub fn attend<L: Loops>(
         return Err(Error::Capacity { what: "attention scratch", needed, capacity });
     }
     let (scratch, memory) = memory.split_at_mut(Queries::scratch_len(group, head_dim));
-    let mut queries = Queries::new(head, queries, scratch)?;
+    let mut queries = Queries::new(loops, head, queries, scratch)?;
     let mut partial = Partial::new(memory, group, head_dim)?;
     attend_prefix(loops, head, &mut queries, 0..head.span().blocks as usize, window, &mut partial)?;
-    attend_recent(loops, head, &mut queries, window, &mut partial)?;
+    attend_whole(loops, head, &mut queries, window, &mut partial)?;
     partial.finish(out)
 }
 

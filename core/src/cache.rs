@@ -2,14 +2,14 @@
 
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM, Span,
-    channel::{score, select},
+    channel::{compensate::Correction, norm, random, score, select},
     error::check_len,
     log::debug,
+    policy::Score,
     quant::GROUP,
     storage::{Element, Form, elements, elements_mut, with_element},
 };
-use core::ops::Range;
-use parts::Parts;
+use parts::{Parts, Steps};
 
 mod parts;
 
@@ -105,6 +105,9 @@ fn check(layout: &HeadLayout, bytes: usize, slot: usize, pages: &[u32], span: Sp
     if let Some(&page) = pages[..span.blocks as usize].iter().find(|&&page| page >= layout.pages) {
         return Err(Error::Index { what: "page", index: page as usize, limit: layout.pages as usize });
     }
+    if span.sinks > u32::from(layout.sinks) {
+        return Err(Error::Capacity { what: "sinks", needed: span.sinks as usize, capacity: layout.sinks as usize });
+    }
     if span.recent as usize > layout.ring_capacity() {
         return Err(Error::Capacity { what: "ring", needed: span.recent as usize, capacity: layout.ring_capacity() });
     }
@@ -184,6 +187,27 @@ impl<'a> HeadRef<'a> {
         &self.bytes[self.layout.ring_values(self.slot)]
     }
 
+    /// The bytes of the keys of the sinks, `[D][sinks]` and more: 32 lanes of every channel can be read.
+    #[must_use]
+    pub fn sink_keys(&self) -> &'a [u8] {
+        &self.bytes[self.layout.sink_keys(self.slot)]
+    }
+
+    /// The bytes of the values of the sinks, `[sinks][D]`.
+    #[must_use]
+    pub fn sink_values(&self) -> &'a [u8] {
+        &self.bytes[self.layout.sink_values(self.slot)]
+    }
+
+    /// How queries are corrected, `[D−T][T+1]` in numbers of
+    /// [`correction_kind`](HeadLayout::correction_kind) and more: 32 numbers can be read from any of them on. `None` where
+    /// the layout has no correction, or keeps every channel.
+    #[must_use]
+    pub fn correction(&self) -> Option<&'a [u8]> {
+        let range = self.layout.correction(self.slot);
+        (!range.is_empty()).then(|| &self.bytes[range])
+    }
+
     /// Writes the numbers of thin key block `block` as f32, `[T][32]`.
     ///
     /// # Errors
@@ -250,21 +274,45 @@ impl<'a> HeadRef<'a> {
     /// # Errors
     /// [`Error::Index`] where there is no such token, [`Error::Length`] for other lengths.
     pub fn read_recent(&self, token: usize, key: &mut [f32], value: &mut [f32]) -> Result<(), Error> {
-        let (head_dim, stride) = (self.layout.head_dim as usize, self.layout.ring_stride());
         if token >= self.span.recent as usize {
             return Err(Error::Index { what: "recent token", index: token, limit: self.span.recent as usize });
         }
+        self.read_whole(self.ring_keys(), self.layout.ring_stride(), self.ring_values(), token, key, value)
+    }
+
+    /// Writes the whole key and value of sink `token` as f32 (length D each).
+    ///
+    /// # Errors
+    /// As [`read_recent`](Self::read_recent).
+    pub fn read_sink(&self, token: usize, key: &mut [f32], value: &mut [f32]) -> Result<(), Error> {
+        if token >= self.span.sinks as usize {
+            return Err(Error::Index { what: "sink", index: token, limit: self.span.sinks as usize });
+        }
+        self.read_whole(self.sink_keys(), self.layout.sinks as usize, self.sink_values(), token, key, value)
+    }
+
+    /// Reads `token` of whole keys, channels `stride` apart, and values.
+    fn read_whole(
+        &self,
+        keys: &[u8],
+        stride: usize,
+        values: &[u8],
+        token: usize,
+        key: &mut [f32],
+        value: &mut [f32],
+    ) -> Result<(), Error> {
+        let head_dim = self.layout.head_dim as usize;
         check_len("key", head_dim, key.len())?;
         check_len("value", head_dim, value.len())?;
         with_element!(self.layout.keys.ring(), E => {
-            let ring = elements::<E>(self.ring_keys())?;
+            let keys = elements::<E>(keys)?;
             for (channel, x) in key.iter_mut().enumerate() {
-                *x = ring[channel * stride + token].load();
+                *x = keys[channel * stride + token].load();
             }
         });
         with_element!(self.layout.values.ring(), E => {
-            let ring = elements::<E>(self.ring_values())?;
-            for (x, stored) in value.iter_mut().zip(&ring[token * head_dim..]) {
+            let values = elements::<E>(values)?;
+            for (x, stored) in value.iter_mut().zip(&values[token * head_dim..]) {
                 *x = stored.load();
             }
         });
@@ -325,6 +373,39 @@ fn check_mask(layout: &HeadLayout, mask: &ChannelMask) -> Result<(), Error> {
     }
 }
 
+/// What [`HeadMut::score`] scores channels by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Scoring {
+    /// The score.
+    pub score: Score,
+    /// The head's number among all of the model, by which random scores differ.
+    pub head: usize,
+    /// Query rows in the energies, those of all query heads of the group.
+    pub queries: usize,
+}
+
+/// What [`HeadMut::correct`] goes by.
+#[derive(Debug)]
+pub enum Moments<'a> {
+    /// The keys of the whole tokens of an admission that are no sinks: those of the ring, then new ones.
+    Tokens {
+        /// The admission that is to be carried out.
+        admission: &'a Admission,
+        /// The new tokens.
+        rows: Rows<'a>,
+    },
+    /// What [`moments`](crate::channel::compensate::moments) has made of them.
+    Known {
+        /// m, length D.
+        mean: &'a [f32],
+        /// C, `[D][D]`.
+        covariance: &'a [f32],
+        /// Scratch of [`Correction::scratch_len`] floats.
+        scratch: &'a mut [f32],
+    },
+}
+
 /// One KV head, for writing.
 #[derive(Debug)]
 pub struct HeadMut<'a> {
@@ -350,6 +431,12 @@ impl<'a> HeadMut<'a> {
         Ok(Self { layout, bytes, slot })
     }
 
+    /// The layout.
+    #[must_use]
+    pub const fn layout(&self) -> &HeadLayout {
+        &self.layout
+    }
+
     /// Forgets the query energies: a new sequence starts.
     pub fn clear_energy(&mut self) {
         self.bytes[self.layout.energy(self.slot)].fill(0);
@@ -365,47 +452,144 @@ impl<'a> HeadMut<'a> {
         score::add_energy(queries, rows, stride, &mut energy[..self.layout.head_dim as usize])
     }
 
-    /// Scores the channels by the query energies so far (of `queries` rows) and all whole tokens: the `held` ones of
-    /// the ring, then `new` rows. Writes D scores.
+    /// Scores the channels by the query energies so far and all whole tokens of an admission: those of the ring, then the
+    /// new `rows`. Writes D scores.
     ///
     /// # Errors
-    /// [`Error::Length`] where a slice does not fit or there is no query or token.
+    /// [`Error::Length`] where a slice does not fit or there is no query or token; [`Error::Inconsistent`] for
+    /// [`Score::Sketch`], which needs more memory than a head has.
     pub fn score(
+        &self,
+        scoring: &Scoring,
+        admission: &Admission,
+        rows: Rows<'_>,
+        scores: &mut [f32],
+    ) -> Result<(), Error> {
+        let Scoring { score: how, head, queries } = *scoring;
+        let (held, new) = (admission.before.recent as usize, admission.new);
+        let head_dim = self.layout.head_dim as usize;
+        let energy = elements::<f32>(&self.bytes[self.layout.energy(self.slot)])?;
+        let energy = &energy[..head_dim];
+        let mut sums = [0.0f32; MAX_HEAD_DIM];
+        let sums = &mut sums[..head_dim];
+        match how {
+            Score::Query => {
+                let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
+                score::score(energy, queries, sums, count, scores)
+            }
+            Score::Sample { tokens } => {
+                let every = (held + new).div_ceil((tokens as usize).max(1)).max(1);
+                let count = self.add_keys(held, rows, new, every, |x| x * x, sums)?;
+                score::score(energy, queries, sums, count, scores)
+            }
+            Score::L1 => {
+                let count = self.add_keys(held, rows, new, 1, f32::abs, sums)?;
+                norm::l1(sums, count, scores)
+            }
+            Score::L2 => {
+                let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
+                norm::l2(sums, count, scores)
+            }
+            Score::Random { seed } => {
+                check_len("scores", head_dim, scores.len())?;
+                random::random(seed, head, scores);
+                Ok(())
+            }
+            Score::Sketch { .. } => Err(Error::Inconsistent { what: "score" }),
+        }
+    }
+
+    /// Adds `what` of every channel of every so many whole tokens, the `held` ones of the ring and then `new` rows, to `sums`;
+    /// returns how many tokens that were.
+    fn add_keys(
         &self,
         held: usize,
         rows: Rows<'_>,
         new: usize,
-        queries: usize,
-        scores: &mut [f32],
-    ) -> Result<(), Error> {
+        every: usize,
+        what: impl Fn(f32) -> f32 + Copy,
+        sums: &mut [f32],
+    ) -> Result<usize, Error> {
         let (head_dim, stride) = (self.layout.head_dim as usize, self.layout.ring_stride());
         rows.check(new, head_dim)?;
-        let mut keys = [0.0f32; MAX_HEAD_DIM];
-        let keys = &mut keys[..head_dim];
+        // The first new token that counts.
+        let first = held.next_multiple_of(every) - held;
         match rows.order {
-            _ if new == 0 => {}
-            KeyOrder::Rows => score::add_energy(rows.keys, new, rows.stride, keys)?,
-            KeyOrder::Blocks => score::add_block_energy(rows.keys, new, keys)?,
+            _ if new <= first => {}
+            KeyOrder::Blocks if every == 1 => score::add_blocks(rows.keys, new, what, sums)?,
+            _ => {
+                let steps = Steps::keys(&rows, head_dim);
+                for token in (first..new).step_by(every) {
+                    for (channel, sum) in sums.iter_mut().enumerate() {
+                        *sum += what(rows.keys[steps.at(token, channel)]);
+                    }
+                }
+            }
         }
         with_element!(self.layout.keys.ring(), E => {
             let ring = elements::<E>(&self.bytes[self.layout.ring_keys(self.slot)])?;
-            for (energy, lanes) in keys.iter_mut().zip(ring.chunks_exact(stride)) {
-                *energy += lanes[..held].iter().map(|x| x.load() * x.load()).sum::<f32>();
+            for (sum, lanes) in sums.iter_mut().zip(ring.chunks_exact(stride)) {
+                *sum += lanes[..held].iter().step_by(every).map(|x| what(x.load())).sum::<f32>();
             }
         });
-        let energy = elements::<f32>(&self.bytes[self.layout.energy(self.slot)])?;
-        score::score(&energy[..head_dim], queries, keys, held + new, scores)
+        Ok((held + new).div_ceil(every))
     }
 
     /// [`score`](Self::score), then the layout's T best channels.
     ///
     /// # Errors
     /// As [`score`](Self::score); [`Error::NotANumber`] where a score is NaN.
-    pub fn choose(&self, held: usize, rows: Rows<'_>, new: usize, queries: usize) -> Result<ChannelMask, Error> {
+    pub fn choose(&self, scoring: &Scoring, admission: &Admission, rows: Rows<'_>) -> Result<ChannelMask, Error> {
         let mut scores = [0.0f32; MAX_HEAD_DIM];
         let scores = &mut scores[..self.layout.head_dim as usize];
-        self.score(held, rows, new, queries, scores)?;
+        self.score(scoring, admission, rows, scores)?;
         select::select(scores, self.layout.kept as usize)
+    }
+
+    /// Stores how queries are to be corrected for the channels that `mask`, which is to be given to
+    /// [`admit`](Self::admit), does not keep: as [`Correction::solve`] does from `moments`, the mean and the covariance of the
+    /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Nothing where the layout has no correction.
+    ///
+    /// # Errors
+    /// As [`Correction::solve`]; [`Error::Kept`] for a mask of another shape.
+    pub fn correct(&mut self, mask: &ChannelMask, moments: Moments<'_>) -> Result<(), Error> {
+        check_mask(&self.layout, mask)?;
+        let range = self.layout.correction(self.slot);
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut means = [0.0f32; MAX_HEAD_DIM];
+        let means = &mut means[..self.layout.head_dim as usize];
+        if let Moments::Tokens { admission, rows } = moments {
+            self.means(admission, rows, means)?;
+        }
+        with_element!(self.layout.correction_kind(), E => {
+            let memory = elements_mut::<E>(&mut self.bytes[range])?;
+            match moments {
+                Moments::Tokens { .. } => Correction::means(means, mask, memory).map(|_| ()),
+                Moments::Known { mean, covariance, scratch } => {
+                    Correction::solve(mean, covariance, mask, scratch, memory).map(|_| ())
+                }
+            }
+        })
+    }
+
+    /// The mean of the keys of the whole tokens of an admission that are no sinks.
+    fn means(&self, admission: &Admission, rows: Rows<'_>, means: &mut [f32]) -> Result<(), Error> {
+        let (head_dim, stride) = (means.len(), self.layout.ring_stride());
+        let Admission { before, new, sunk, .. } = *admission;
+        rows.check(new, head_dim)?;
+        let (held, steps) = (before.recent as usize, Steps::keys(&rows, head_dim));
+        let count = (held + new).saturating_sub(sunk).max(1) as f32;
+        with_element!(self.layout.keys.ring(), E => {
+            let ring = elements::<E>(&self.bytes[self.layout.ring_keys(self.slot)])?;
+            for ((channel, mean), lanes) in means.iter_mut().enumerate().zip(ring.chunks_exact(stride)) {
+                let held: f32 = lanes[..held].iter().map(|x| x.load()).sum();
+                let new: f32 = (sunk..new).map(|token| rows.keys[steps.at(token, channel)]).sum();
+                *mean = (held + new) / count;
+            }
+        });
+        Ok(())
     }
 
     /// Carries out an admission for this head: thins the oldest whole tokens into the blocks that `pages` (the page table
@@ -425,11 +609,15 @@ impl<'a> HeadMut<'a> {
         rows.check(admission.new, layout.head_dim as usize)?;
         check(&layout, self.bytes.len(), self.slot, pages, admission.after)?;
         check(&layout, self.bytes.len(), self.slot, &[], Span { blocks: 0, hidden: 0, ..admission.before })?;
-        if admission.thinned > admission.before.recent as usize + admission.new {
+        if admission.sunk > admission.new
+            || admission.thinned > admission.before.recent as usize + admission.new - admission.sunk
+        {
             return Err(Error::Inconsistent { what: "admission" });
         }
         let blocks = admission.new_blocks();
         let mut parts = self.parts();
+        with_element!(layout.keys.ring(), E => parts.sink_keys::<E>(&layout, admission, rows)?);
+        with_element!(layout.values.ring(), E => parts.sink_values::<E>(&layout, admission, rows)?);
         if !blocks.is_empty() {
             let mask = mask.ok_or(Error::NoMask)?;
             check_mask(&layout, mask)?;
@@ -447,14 +635,19 @@ impl<'a> HeadMut<'a> {
         let pages = layout.pages as usize;
         let (key_blocks, rest) = self.bytes.split_at_mut(layout.key_block(pages).start);
         let (value_blocks, slots) = rest.split_at_mut(pages * layout.value_block_bytes());
-        let start = layout.value_block(pages).start;
-        let local = |range: Range<usize>| range.start - start..range.end - start;
-        let (head, ring_values) = slots.split_at_mut(local(layout.ring_values(slot)).start);
+        // Parts of the slot, in the order in which they lie.
+        let mut rest = &mut slots[layout.ring_keys(slot).start - layout.value_block(pages).start..];
+        let mut next = |bytes| rest.split_off_mut(..bytes).unwrap_or_default();
         Parts {
             key_blocks,
             value_blocks,
-            ring_keys: &mut head[local(layout.ring_keys(slot))],
-            ring_values: &mut ring_values[..layout.ring_value_bytes()],
+            ring_keys: next(layout.ring_key_bytes()),
+            ring_values: next(layout.ring_value_bytes()),
+            sink_keys: {
+                next(layout.energy_bytes());
+                next(layout.sink_key_bytes())
+            },
+            sink_values: next(layout.sink_value_bytes()),
         }
     }
 }

@@ -17,7 +17,7 @@
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
 
-use crate::{ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span};
+use crate::{ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Scoring, Span};
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -85,7 +85,7 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
     /// unchanged then.
     pub fn admit(&mut self, queries: &[f32], rows: Rows<'_>, new: usize, prompt: bool) -> Result<(), Error> {
         let head_dim = self.layout.head_dim as usize;
-        let admission = self.span.admit(new, self.layout.recent as usize, None, prompt);
+        let admission = self.span.admit(new, self.layout.retention(), prompt);
         let (needed, capacity) = (admission.after.blocks as usize, self.layout.pages as usize);
         if needed > capacity {
             return Err(Error::Capacity { what: "pages", needed, capacity });
@@ -100,7 +100,8 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
             head.add_query_energy(queries, count, head_dim)?;
             self.scored += count;
             if admission.thinned > 0 {
-                self.mask = Some(head.choose(admission.before.recent as usize, rows, new, self.scored)?);
+                self.mask =
+                    Some(head.choose(&Scoring { queries: self.scored, ..Scoring::default() }, &admission, rows)?);
             }
         }
         head.admit(&admission, &self.pages, self.mask.as_ref(), rows)?;

@@ -1,8 +1,9 @@
 //! Where every byte of one head's cache lies.
 
 use crate::{
-    BLOCK, Error, HeadShape, MAX_HEAD_DIM,
-    storage::{StorageKind, align},
+    BLOCK, Error, HeadShape, MAX_HEAD_DIM, Retention,
+    channel::compensate::Correction,
+    storage::{FloatKind, StorageKind, align},
 };
 use core::ops::Range;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 /// pages × key block   [T][32]        the thin prefix, channel-major
 /// pages × value block [32][D]        token-major
 /// slots × ring        keys [D][ring] channel-major, values [ring][D], query energy [D] f32
+///         sinks       keys [D][sinks] channel-major, values [sinks][D]
+///         correction  [D-T][T+1], see `Correction`
 /// ```
 ///
 /// A *page* is the room for one block; a *slot* belongs to one sequence. Every part starts at a multiple of
@@ -24,8 +27,12 @@ pub struct HeadLayout {
     pub head_dim: u16,
     /// Channels kept in the prefix, T.
     pub kept: u16,
+    /// First tokens stored whole for good.
+    pub sinks: u16,
     /// Newest tokens always stored whole, R.
     pub recent: u16,
+    /// Whether queries are [corrected](Correction) for the channels that the prefix lacks.
+    pub corrected: bool,
     /// Sequences.
     pub slots: u16,
     /// Blocks that fit, over all sequences.
@@ -37,10 +44,11 @@ pub struct HeadLayout {
 }
 
 impl HeadLayout {
-    /// The layout for a shape fixed at compile time.
+    /// The layout for a shape fixed at compile time, without sinks and corrections.
     #[must_use]
     pub const fn of<S: HeadShape>(recent: u16, pages: u32, keys: StorageKind, values: StorageKind) -> Self {
-        Self { head_dim: S::HEAD_DIM as u16, kept: S::KEPT as u16, recent, slots: 1, pages, keys, values }
+        let (head_dim, kept) = (S::HEAD_DIM as u16, S::KEPT as u16);
+        Self { head_dim, kept, sinks: 0, recent, corrected: false, slots: 1, pages, keys, values }
     }
 
     /// Checks the numbers against each other.
@@ -61,6 +69,12 @@ impl HeadLayout {
             return Err(Error::Capacity { what: "address space", needed: usize::MAX, capacity: isize::MAX as usize });
         }
         Ok(())
+    }
+
+    /// Which tokens stay whole; none goes.
+    #[must_use]
+    pub const fn retention(&self) -> Retention {
+        Retention { sinks: self.sinks as usize, recent: self.recent as usize, window: None }
     }
 
     /// Tokens that the ring holds, R + 32.
@@ -105,8 +119,49 @@ impl HeadLayout {
         align(self.head_dim as usize * size_of::<f32>())
     }
 
+    /// Bytes of the keys of the sinks of one slot.
+    #[must_use]
+    pub const fn sink_key_bytes(&self) -> usize {
+        let (sinks, head_dim) = (self.sinks as usize, self.head_dim as usize);
+        // Blocks of 32 lanes are read from every channel, as if they lay further apart.
+        if sinks == 0 {
+            0
+        } else {
+            align(((head_dim - 1) * sinks + sinks.next_multiple_of(BLOCK)) * self.keys.ring().bytes())
+        }
+    }
+
+    /// Bytes of the values of the sinks of one slot.
+    #[must_use]
+    pub const fn sink_value_bytes(&self) -> usize {
+        align(self.sinks as usize * self.head_dim as usize * self.values.ring().bytes())
+    }
+
+    /// In what numbers corrections are stored: half precision, if keys have no more.
+    #[must_use]
+    pub const fn correction_kind(&self) -> FloatKind {
+        match self.keys.ring() {
+            FloatKind::F32 => FloatKind::F32,
+            _ => FloatKind::F16,
+        }
+    }
+
+    /// Bytes of the correction of one slot.
+    #[must_use]
+    pub const fn correction_bytes(&self) -> usize {
+        let (head_dim, kept) = (self.head_dim as usize, self.kept as usize);
+        // As for the keys of sinks.
+        let numbers = if self.corrected && kept < head_dim { Correction::len(head_dim, kept) + BLOCK } else { 0 };
+        align(numbers * self.correction_kind().bytes())
+    }
+
     const fn slot_bytes(&self) -> usize {
-        self.ring_key_bytes() + self.ring_value_bytes() + self.energy_bytes()
+        self.ring_key_bytes()
+            + self.ring_value_bytes()
+            + self.energy_bytes()
+            + self.sink_key_bytes()
+            + self.sink_value_bytes()
+            + self.correction_bytes()
     }
 
     /// All bytes of the head.
@@ -155,6 +210,27 @@ impl HeadLayout {
         start..start + self.energy_bytes()
     }
 
+    /// Where the keys of the sinks of `slot` lie.
+    #[must_use]
+    pub const fn sink_keys(&self, slot: usize) -> Range<usize> {
+        let start = self.energy(slot).end;
+        start..start + self.sink_key_bytes()
+    }
+
+    /// Where the values of the sinks of `slot` lie.
+    #[must_use]
+    pub const fn sink_values(&self, slot: usize) -> Range<usize> {
+        let start = self.sink_keys(slot).end;
+        start..start + self.sink_value_bytes()
+    }
+
+    /// Where the correction of `slot` lies.
+    #[must_use]
+    pub const fn correction(&self, slot: usize) -> Range<usize> {
+        let start = self.sink_values(slot).end;
+        start..start + self.correction_bytes()
+    }
+
     /// Blocks that one sequence of `tokens` tokens can take, however they came: all but the newest R, in whole blocks.
     #[must_use]
     pub const fn blocks_for(tokens: usize, recent: usize) -> usize {
@@ -179,12 +255,13 @@ mod tests {
 
     #[test]
     fn parts_tile_the_region() {
-        let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, ..LAYOUT };
+        let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, sinks: 5, corrected: true, ..LAYOUT };
         let mut parts: Vec<Range<usize>> = Vec::new();
         parts.extend((0..10).map(|page| layout.key_block(page)));
         parts.extend((0..10).map(|page| layout.value_block(page)));
         for slot in 0..3 {
             parts.extend([layout.ring_keys(slot), layout.ring_values(slot), layout.energy(slot)]);
+            parts.extend([layout.sink_keys(slot), layout.sink_values(slot), layout.correction(slot)]);
         }
         let mut end = 0;
         for part in parts {

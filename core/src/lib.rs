@@ -54,7 +54,7 @@ pub mod value;
 pub mod wire;
 
 pub use attend::{Loops, Partial, Plain};
-pub use cache::{HeadMut, HeadRef, KeyOrder, Rows};
+pub use cache::{HeadMut, HeadRef, KeyOrder, Moments, Rows, Scoring};
 pub use channel::mask::ChannelMask;
 pub use error::Error;
 pub use layout::HeadLayout;
@@ -62,5 +62,5 @@ pub use mass::{QueryWindow, TokenRows};
 pub use plan::{CacheBytes, CachePlan};
 pub use policy::Policy;
 pub use shape::{BLOCK, Head, HeadShape, Lambda, MAX_GROUP, MAX_HEAD_DIM};
-pub use span::{Admission, Span};
+pub use span::{Admission, Retention, Span};
 pub use storage::StorageKind;

@@ -1,6 +1,6 @@
 //! Byte-exact size of a whole model's cache, known before anything is allocated.
 
-use crate::{ChannelMask, Error, HeadLayout, StorageKind};
+use crate::{ChannelMask, Error, HeadLayout, Retention, StorageKind};
 
 /// The shape of a model's thin cache: every layer has the same KV heads; each head keeps its own number of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,8 +12,13 @@ pub struct CachePlan {
     pub kv_heads: usize,
     /// Channels per head, D.
     pub head_dim: usize,
+    /// First tokens stored whole for good.
+    pub sinks: usize,
     /// Newest tokens stored whole, R.
     pub recent: usize,
+    /// Whether queries are corrected for the channels that the prefix lacks, see
+    /// [`compensate`](crate::channel::compensate).
+    pub corrected: bool,
     /// Sequences.
     pub slots: usize,
     /// Most tokens that a sequence holds.
@@ -36,6 +41,10 @@ pub struct CacheBytes {
     pub prefix_values: usize,
     /// Whole recent tokens, keys and values.
     pub recent: usize,
+    /// Whole first tokens, keys and values.
+    pub sinks: usize,
+    /// Corrections of queries.
+    pub corrections: usize,
     /// Query energies.
     pub energies: usize,
     /// Channel masks.
@@ -54,17 +63,23 @@ impl CacheBytes {
     /// The parts that lie in the arena: all but masks and tables.
     #[must_use]
     pub const fn arena(&self) -> usize {
-        self.prefix_keys + self.prefix_values + self.recent + self.energies
+        self.prefix_keys + self.prefix_values + self.recent + self.sinks + self.corrections + self.energies
     }
 }
 
 impl CachePlan {
+    /// Which tokens stay whole, and which go.
+    #[must_use]
+    pub const fn retention(&self) -> Retention {
+        Retention { sinks: self.sinks, recent: self.recent, window: self.window }
+    }
+
     /// Blocks that one sequence can take.
     #[must_use]
     pub const fn blocks_per_slot(&self) -> usize {
         let reach = match self.window {
             Some(window) if window < self.tokens => window,
-            _ => self.tokens,
+            _ => self.tokens.saturating_sub(self.sinks),
         };
         HeadLayout::blocks_for(reach, self.recent)
     }
@@ -80,11 +95,15 @@ impl CachePlan {
         if pages > u32::MAX as usize {
             return Err(Error::Capacity { what: "pages", needed: pages, capacity: u32::MAX as usize });
         }
-        if self.recent > 4096 || self.slots > u16::MAX as usize {
-            let what = if self.recent > 4096 { "recent tokens" } else { "slots" };
-            let (needed, capacity) =
-                if self.recent > 4096 { (self.recent, 4096) } else { (self.slots, u16::MAX as usize) };
-            return Err(Error::Capacity { what, needed, capacity });
+        const WHOLE: usize = 4096;
+        if self.recent > WHOLE {
+            return Err(Error::Capacity { what: "recent tokens", needed: self.recent, capacity: WHOLE });
+        }
+        if self.sinks > WHOLE {
+            return Err(Error::Capacity { what: "sinks", needed: self.sinks, capacity: WHOLE });
+        }
+        if self.slots > u16::MAX as usize {
+            return Err(Error::Capacity { what: "slots", needed: self.slots, capacity: u16::MAX as usize });
         }
         if self.head_dim > crate::MAX_HEAD_DIM {
             return Err(Error::HeadDim { head_dim: self.head_dim });
@@ -95,7 +114,9 @@ impl CachePlan {
         let layout = HeadLayout {
             head_dim: self.head_dim as u16,
             kept: kept as u16,
+            sinks: self.sinks as u16,
             recent: self.recent as u16,
+            corrected: self.corrected,
             slots: self.slots as u16,
             pages: pages as u32,
             keys: self.keys,
@@ -130,6 +151,8 @@ impl CachePlan {
                 bytes.prefix_keys += pages * layout.key_block_bytes();
                 bytes.prefix_values += pages * layout.value_block_bytes();
                 bytes.recent += slots * (layout.ring_key_bytes() + layout.ring_value_bytes());
+                bytes.sinks += slots * (layout.sink_key_bytes() + layout.sink_value_bytes());
+                bytes.corrections += slots * layout.correction_bytes();
                 bytes.energies += slots * layout.energy_bytes();
                 if bytes.total() > usize::MAX >> 1 {
                     return Err(OVERFLOW);
@@ -164,7 +187,9 @@ mod tests {
         layers: 30,
         kv_heads: 3,
         head_dim: 64,
+        sinks: 0,
         recent: 32,
+        corrected: false,
         slots: 1,
         tokens: 4096,
         window: None,

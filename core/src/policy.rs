@@ -328,6 +328,9 @@ impl Policy {
         ..Self::FULL
     };
 
+    /// The default: few channels, well chosen and corrected for, in four bits.
+    pub const BALANCED: Self = Self { values: Store::Int4, ..Self::CALIBRATED };
+
     /// The presets by name. Those from `quality` on are points on the frontier of quality against bytes as measured on
     /// SmolLM2-135M (31%, 23.5% and 17.3% of a whole f16 cache at divergences of 0.003, 0.014 and 0.024 nats); to be
     /// confirmed by measurement of this implementation.
@@ -336,7 +339,7 @@ impl Policy {
         ("think", Self { choice: Choice::Top { lambda: per_mille(500) }, ..Self::FULL }),
         ("think-official", Self { choice: Choice::Top { lambda: per_mille(400) }, heads: Heads::Query, ..Self::FULL }),
         ("quality", Self { keys: Store::Int4, values: Store::Int4, ..Self::FULL }),
-        ("balanced", Self { values: Store::Int4, ..Self::CALIBRATED }),
+        ("balanced", Self::BALANCED),
         ("small", Self { values: Store::Int2, ..Self::CALIBRATED }),
     ];
 
@@ -344,6 +347,40 @@ impl Policy {
     #[must_use]
     pub fn preset(name: &str) -> Option<Self> {
         Self::PRESETS.iter().find(|(own, _)| *own == name).map(|&(_, policy)| policy)
+    }
+
+    /// λ, the share of key channels that is pruned: that of the choice, 0 where all are kept, `None` where each prompt
+    /// decides.
+    #[must_use]
+    pub const fn lambda(&self) -> Option<Lambda> {
+        match self.choice {
+            Choice::Whole => Some(Lambda::WHOLE),
+            choice => choice.lambda(),
+        }
+    }
+
+    /// The same policy at another λ: where that is 0, all channels are kept and nothing is corrected; where all were kept,
+    /// every head now keeps as many.
+    ///
+    /// # Errors
+    /// [`PolicyError::Conflict`] where the choice has no λ.
+    pub const fn with_lambda(mut self, lambda: Lambda) -> Result<Self, PolicyError> {
+        if lambda.per_mille() == 0 {
+            self.choice = Choice::Whole;
+            self.fix = Fix::None;
+            self.life = Life::Prompt;
+            return Ok(self);
+        }
+        self.choice = match self.choice {
+            Choice::Whole | Choice::Top { .. } => Choice::Top { lambda },
+            Choice::Adaptive { minimum, .. } => Choice::Adaptive { lambda, minimum },
+            Choice::Calibrated { multiple, .. } => Choice::Calibrated { lambda, multiple },
+            Choice::Threshold { .. } | Choice::Dynamic { .. } => {
+                let why = "each prompt decides how much is pruned";
+                return Err(PolicyError::Conflict { first: "lambda", second: "choice", why });
+            }
+        };
+        Ok(self)
     }
 
     /// Checks every number, and the slots against each other.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Version of the format of [`CacheHeader`].
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Encodes `value` into the front of `memory`; returns the bytes used.
 ///
@@ -66,8 +66,12 @@ pub struct CacheHeader {
     pub kv_heads: u16,
     /// Channels per head, D.
     pub head_dim: u16,
+    /// First tokens stored whole for good.
+    pub sinks: u16,
     /// Newest tokens stored whole, R.
     pub recent: u16,
+    /// Whether queries are corrected for the channels that the prefix lacks.
+    pub corrected: bool,
     /// Tokens that there is room for.
     pub tokens: u32,
     /// Sliding window of the model, if any.
@@ -90,7 +94,9 @@ impl CacheHeader {
             layers: narrow("layers", plan.layers)?,
             kv_heads: narrow("kv_heads", plan.kv_heads)?,
             head_dim: narrow("head_dim", plan.head_dim)?,
+            sinks: narrow("sinks", plan.sinks)?,
             recent: narrow("recent", plan.recent)?,
+            corrected: plan.corrected,
             tokens: narrow("tokens", plan.tokens)?,
             window: plan.window.map(|window| narrow("window", window)).transpose()?,
             keys: plan.keys,
@@ -110,7 +116,9 @@ impl CacheHeader {
             layers: self.layers as usize,
             kv_heads: self.kv_heads as usize,
             head_dim: self.head_dim as usize,
+            sinks: self.sinks as usize,
             recent: self.recent as usize,
+            corrected: self.corrected,
             slots: 1,
             tokens: self.tokens as usize,
             window: self.window.map(|window| window as usize),
@@ -136,7 +144,9 @@ mod tests {
     const LAYOUT: HeadLayout = HeadLayout {
         head_dim: 64,
         kept: 26,
+        sinks: 4,
         recent: 32,
+        corrected: true,
         slots: 2,
         pages: 300,
         keys: StorageKind::F16,
@@ -150,7 +160,9 @@ mod tests {
             layers: 30,
             kv_heads: 3,
             head_dim: 64,
+            sinks: 4,
             recent: 32,
+            corrected: true,
             tokens: 8192,
             window: None,
             keys: StorageKind::F16,

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use thinkey_core::{
-    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Plain, Rows, Span, StorageKind, attend,
-    channel::select::select,
+    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Moments, Plain, Rows, Scoring, Span, StorageKind, attend,
+    channel::{compensate::Correction, select::select},
     storage::{Element, FloatKind},
 };
 
@@ -12,6 +12,8 @@ use thinkey_core::{
 struct Life {
     head_dim: usize,
     kept: usize,
+    sinks: usize,
+    corrected: bool,
     recent: usize,
     group: usize,
     window: Option<usize>,
@@ -23,12 +25,15 @@ struct Life {
 
 fn lives() -> impl Strategy<Value = Life> {
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
-    (1usize..=80, 0usize..50, 1usize..=4, prop::option::of(1usize..250), [kind(), kind()], any::<u64>()).prop_flat_map(
-        |(head_dim, recent, group, window, [keys, values], seed)| {
+    let first = (prop_oneof![Just(0usize), 1usize..6, Just(40usize)], any::<bool>());
+    (1usize..=80, first, 0usize..50, 1usize..=4, prop::option::of(1usize..250), [kind(), kind()], any::<u64>())
+        .prop_flat_map(|(head_dim, (sinks, corrected), recent, group, window, [keys, values], seed)| {
             let steps = prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1usize..150], 1..40);
             (1..=head_dim, steps).prop_map(move |(kept, steps)| Life {
                 head_dim,
                 kept,
+                sinks,
+                corrected,
                 recent,
                 group,
                 window,
@@ -37,8 +42,7 @@ fn lives() -> impl Strategy<Value = Life> {
                 steps,
                 seed,
             })
-        },
-    )
+        })
 }
 
 fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
@@ -71,6 +75,11 @@ fn contents(life: &Life, head: &HeadRef<'_>) -> (Vec<f32>, Vec<f32>) {
     let d = life.head_dim;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     let (mut thin, mut key, mut value) = (vec![0.0; life.kept], vec![0.0; d], vec![0.0; d]);
+    for token in 0..head.span().sinks as usize {
+        head.read_sink(token, &mut key, &mut value).unwrap();
+        keys.extend(&key);
+        values.extend(&value);
+    }
     for token in 0..head.span().prefix() {
         head.read_prefix(token, &mut thin, &mut value).unwrap();
         key.fill(0.0);
@@ -86,20 +95,47 @@ fn contents(life: &Life, head: &HeadRef<'_>) -> (Vec<f32>, Vec<f32>) {
     (keys, values)
 }
 
-/// One softmax over all visible tokens of `keys` and `values`.
-fn dense(life: &Life, keys: &[f32], values: &[f32], query: &[f32]) -> Vec<f64> {
-    let d = life.head_dim;
-    let tokens = keys.len() / d;
-    let first = life.window.map_or(0, |window| tokens.saturating_sub(window));
+/// `query` as thin keys meet it, with zeros where nothing is kept, and what is added to their logits: by the definition of
+/// the correction that the head has stored.
+fn corrected(head: &HeadRef<'_>, query: &[f32]) -> (Vec<f32>, f32) {
+    let Some(mask) = head.mask() else { return (query.to_vec(), 0.0) };
+    let (mut thin, mut added) = (vec![0.0; mask.kept()], 0.0);
+    mask.gather(query, &mut thin);
+    if let Some(bytes) = head.correction() {
+        let numbers: Vec<f32> = match head.layout().correction_kind() {
+            FloatKind::F32 => bytemuck::cast_slice(bytes).to_vec(),
+            _ => bytemuck::cast_slice::<_, half::f16>(bytes).iter().map(|x| x.to_f32()).collect(),
+        };
+        added = Correction::resume(mask, &numbers).unwrap().correct(query, &mut thin).unwrap();
+    }
+    let mut whole = vec![0.0; query.len()];
+    mask.channels().zip(thin).for_each(|(channel, x)| whole[channel] = x);
+    (whole, added)
+}
+
+/// One softmax over all visible tokens of `keys` and `values`: the sinks, and of the others those in the window.
+fn dense(
+    life: &Life,
+    span: Span,
+    keys: &[f32],
+    values: &[f32],
+    query: &[f32],
+    (thin, added): (&[f32], f32),
+) -> Vec<f64> {
+    let (d, sinks) = (life.head_dim, span.sinks as usize);
+    let first = sinks + life.window.map_or(0, |window| span.run().saturating_sub(window));
     let logit = |token: usize| -> f64 {
+        let is_thin = (sinks..sinks + span.prefix()).contains(&token);
+        let (query, added) = if is_thin { (thin, added) } else { (query, 0.0) };
         let dot: f64 = (0..d).map(|c| f64::from(query[c]) * f64::from(keys[token * d + c])).sum();
-        dot / (d as f64).sqrt()
+        (dot + f64::from(added)) / (d as f64).sqrt()
     };
-    let logits: Vec<f64> = (first..tokens).map(logit).collect();
+    let seen = || (0..sinks).chain(first..span.tokens());
+    let logits: Vec<f64> = seen().map(logit).collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
     let weigh = |c: usize| -> f64 {
-        logits.iter().zip(first..).map(|(x, t)| (x - max).exp() / sum * f64::from(values[t * d + c])).sum()
+        logits.iter().zip(seen()).map(|(x, t)| (x - max).exp() / sum * f64::from(values[t * d + c])).sum()
     };
     (0..d).map(weigh).collect()
 }
@@ -110,8 +146,8 @@ proptest! {
     fn blocks_equal_a_dense_softmax(life in lives()) {
         let (d, total) = (life.head_dim, life.steps.iter().sum());
         let plan = CachePlan {
-            layers: 1, kv_heads: 1, head_dim: d, recent: life.recent, slots: 2, tokens: total, window: life.window,
-            keys: life.keys, values: life.values,
+            layers: 1, kv_heads: 1, head_dim: d, sinks: life.sinks, recent: life.recent, corrected: life.corrected, slots: 2,
+            tokens: total, window: life.window, keys: life.keys, values: life.values,
         };
         let layout = plan.head(life.kept).unwrap();
         // A pool that held something else before: 0xff is NaN in every kind.
@@ -135,7 +171,7 @@ proptest! {
             let (order, new_keys) =
                 if index % 2 == 0 { (KeyOrder::Blocks, &blocks[..]) } else { (KeyOrder::Rows, &keys[start..]) };
             let rows = Rows { keys: new_keys, order, values: &values[start..], stride: d };
-            let admission = span.admit(new, life.recent, life.window, index == 0);
+            let admission = span.admit(new, plan.retention(), index == 0);
             let gone = admission.dropped.min(table.len());
             free.extend(table.drain(..gone));
             while table.len() < admission.after.blocks as usize {
@@ -147,8 +183,22 @@ proptest! {
                 scored += life.group;
                 if admission.thinned > 0 {
                     let mut scores = vec![0.0; d];
-                    head.score(admission.before.recent as usize, rows, new, scored, &mut scores).unwrap();
-                    mask = Some(select(&scores, life.kept).unwrap());
+                    let scoring = Scoring { queries: scored, ..Scoring::default() };
+                    head.score(&scoring, &admission, rows, &mut scores).unwrap();
+                    let chosen = select(&scores, life.kept).unwrap();
+                    mask = Some(chosen);
+                    // Any moments will do: attention has to do as the correction says.
+                    if life.seed % 2 == 0 {
+                        head.correct(&chosen, Moments::Tokens { admission: &admission, rows }).unwrap();
+                    } else {
+                        let (mean, mut covariance) = (numbers(&mut seed, d), vec![0.0; d * d]);
+                        for (a, row) in covariance.chunks_exact_mut(d).enumerate() {
+                            row.iter_mut().enumerate().for_each(|(b, x)| *x = if a == b { 2.0 } else { 0.5 });
+                        }
+                        let mut scratch = vec![f32::NAN; Correction::scratch_len(life.kept)];
+                        let moments = Moments::Known { mean: &mean, covariance: &covariance, scratch: &mut scratch };
+                        head.correct(&chosen, moments).unwrap();
+                    }
                 }
             }
             head.admit(&admission, &table, mask.as_ref(), rows).unwrap();
@@ -162,15 +212,17 @@ proptest! {
             attend::attend(&Plain, &head, &query, window, &mut scratch, &mut out).unwrap();
             // What is stored is what came in: a number of the ring as it stores it, a quantised one within half a step.
             let (stored_keys, stored_values) = contents(&life, &head);
-            let (thin, gone) = (span.prefix(), keys.len() / d - span.tokens());
+            let (sinks, gone) = (span.sinks as usize, keys.len() / d - span.tokens());
+            prop_assert_eq!(sinks, life.sinks.min(keys.len() / d));
             for token in 0..span.tokens() {
+                let thin = (sinks..sinks + span.prefix()).contains(&token);
                 for c in 0..d {
-                    let (at, from) = (token * d + c, (gone + token) * d + c);
-                    let key = if token < thin && !mask.unwrap().contains(c) { 0.0 } else { stored(life.keys, keys[from]) };
+                    let (at, from) = (token * d + c, (if token < sinks { token } else { gone + token }) * d + c);
+                    let key = if thin && !mask.unwrap().contains(c) { 0.0 } else { stored(life.keys, keys[from]) };
                     let off = (stored_keys[at] - key).abs();
-                    prop_assert!(off <= if token < thin { tolerance(life.keys) } else { 0.0 }, "key {token} is off by {off}");
+                    prop_assert!(off <= if thin { tolerance(life.keys) } else { 0.0 }, "key {token} is off by {off}");
                     let off = (stored_values[at] - stored(life.values, values[from])).abs();
-                    prop_assert!(off <= if token < thin { tolerance(life.values) } else { 0.0 }, "value {token} is off by {off}");
+                    prop_assert!(off <= if thin { tolerance(life.values) } else { 0.0 }, "value {token} is off by {off}");
                 }
             }
             for block in 0..span.blocks as usize {
@@ -178,7 +230,7 @@ proptest! {
                 head.read_key_block(block, &mut thin_keys).unwrap();
                 head.read_value_block(block, &mut thin_values, d + 3).unwrap();
                 for lane in if block == 0 { span.hidden as usize } else { 0 }..BLOCK {
-                    let token = block * BLOCK + lane - span.hidden as usize;
+                    let token = sinks + block * BLOCK + lane - span.hidden as usize;
                     for (row, channel) in mask.unwrap().channels().enumerate() {
                         prop_assert_eq!(thin_keys[row * BLOCK + lane], stored_keys[token * d + channel]);
                     }
@@ -186,7 +238,8 @@ proptest! {
                 }
             }
             for (out, query) in out.chunks(d).zip(query.chunks(d)) {
-                let expected = dense(&life, &stored_keys, &stored_values, query);
+                let (thin, added) = corrected(&head, query);
+                let expected = dense(&life, span, &stored_keys, &stored_values, query, (&thin, added));
                 for (a, b) in out.iter().zip(expected) {
                     prop_assert!((f64::from(*a) - b).abs() < 2e-4, "{a} instead of {b} at {span:?}");
                 }

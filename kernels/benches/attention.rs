@@ -35,7 +35,9 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
         layers: LAYERS,
         kv_heads: HEADS.kv_heads,
         head_dim: HEADS.head_dim,
+        sinks: 0,
         recent: 32,
+        corrected: false,
         slots: 1,
         tokens: tokens + 1,
         window: None,
@@ -48,7 +50,7 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
     let mut prompt = Prompt::new(&cache, 0, tokens, 32, HEADS);
     for layer in 0..LAYERS {
         prompt.hold(&pool, &cache, layer, Fused::new(&data, HEADS)).expect("room");
-        prompt.admit(&pool, &mut cache, layer).expect("room");
+        prompt.admit((&pool, Level::best()), &mut cache, layer, &mut AttentionScratch::default()).expect("room");
     }
     cache.commit(0);
     cache

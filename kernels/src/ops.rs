@@ -16,7 +16,7 @@ use crate::{
 };
 use burn::tensor::{Tensor, backend::Backend};
 use std::ops::Range;
-use thinkey_core::{CacheBytes, CachePlan, Error};
+use thinkey_core::{CacheBytes, CachePlan, Error, policy::Score};
 
 /// Rows of activations, [rows, width].
 pub type Rows<O> = Tensor<<O as ThinOps>::Backend, 2>;
@@ -108,6 +108,9 @@ pub trait Cache {
 
     /// Newest queries of a prompt that score its channels, W.
     fn window(&self) -> usize;
+
+    /// Says what channels are scored by, which is [`Score::Query`] otherwise: for sequences to come.
+    fn score_by(&mut self, score: Score);
 
     /// Position of the next token of `slot`: the tokens admitted so far, a step under way not counted.
     fn position(&self, slot: usize) -> usize;

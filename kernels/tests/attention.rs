@@ -126,7 +126,9 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         layers: 1,
         kv_heads: KV_HEADS,
         head_dim: d,
+        sinks: 0,
         recent: case.recent,
+        corrected: false,
         slots: 2,
         tokens,
         window: case.window,
@@ -160,7 +162,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
                 prompt.hold(&pool, &cache, 0, fused).unwrap();
                 attention::prefill((&pool, level), &cache, 0, &prompt, fused, out, &mut scratch).unwrap();
             }
-            prompt.admit(&pool, &mut cache, 0).unwrap();
+            prompt.admit((&pool, Level::best()), &mut cache, 0, &mut AttentionScratch::default()).unwrap();
         } else {
             let fused = Fused::new(&data, heads);
             admit(&mut cache, 0, slot, fused).unwrap();
@@ -204,7 +206,9 @@ fn small() -> ThinCache {
         layers: 1,
         kv_heads: 1,
         head_dim: 16,
+        sinks: 0,
         recent: 32,
+        corrected: false,
         slots: 1,
         tokens: 100,
         window: None,
@@ -226,7 +230,7 @@ fn a_sequence_that_outgrows_the_plan_is_refused_whole() {
     cache.begin(0, 100, true).unwrap();
     let (pool, mut prompt) = (Pool::new(2).unwrap(), Prompt::new(&cache, 0, 100, 32, heads));
     prompt.hold(&pool, &cache, 0, Fused::new(&data, heads)).unwrap();
-    prompt.admit(&pool, &mut cache, 0).unwrap();
+    prompt.admit((&pool, Level::best()), &mut cache, 0, &mut AttentionScratch::default()).unwrap();
     cache.commit(0);
     assert!(cache.begin(0, 1, false).is_err());
     assert_eq!(cache.position(0), 100);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use half::f16;
 use proptest::prelude::*;
 use std::ops::Range;
-use thinkey_core::{BLOCK, CachePlan, StorageKind};
+use thinkey_core::{BLOCK, CachePlan, StorageKind, policy::Score};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
@@ -125,11 +125,19 @@ proptest! {
     /// some blocks, the reference's as a whole.
     #[test]
     fn admission_and_attention(
+        (sinks, corrected) in (prop_oneof![Just(0usize), 1usize..6, Just(33usize)], any::<bool>()),
         recent in 0usize..40,
         window in prop::option::of(20usize..150),
         half in any::<bool>(),
         kept in [1usize..=16, 1usize..=16],
         scoring in 1usize..40,
+        score in prop_oneof![
+            3 => Just(Score::Query),
+            1 => Just(Score::L1),
+            1 => Just(Score::L2),
+            1 => (1u32..60).prop_map(|tokens| Score::Sample { tokens }),
+            1 => any::<u64>().prop_map(|seed| Score::Random { seed }),
+        ],
         run in 1usize..4,
         passes in prop::collection::vec((prop_oneof![2 => Just(0usize), 1 => 1usize..120], 0usize..2), 1..12),
         seed in any::<u64>(),
@@ -139,12 +147,15 @@ proptest! {
         let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
         let tokens = passes.iter().map(|pass| pass.0.max(1)).sum();
         let plan = CachePlan {
-            layers: 2, kv_heads: 2, head_dim: 16, recent, slots: 2, tokens, window, keys: kind, values: kind,
+            layers: 2, kv_heads: 2, head_dim: 16, sinks, recent, corrected, slots: 2, tokens, window, keys: kind,
+            values: kind,
         };
         let channels = |layer: usize, head: usize| if layer == 0 { kept[head] } else { 16 };
         let mut plain = Reference::<Backend>::default();
         let mut machines: Vec<_> = machines().map(|cpu| (cpu.cache(plan, scoring, &channels).unwrap(), cpu)).collect();
         let mut theirs = plain.cache(plan, scoring, &channels).unwrap();
+        theirs.score_by(score);
+        machines.iter_mut().for_each(|(cache, _)| cache.score_by(score));
         for &(prompt, slot) in &passes {
             // Nothing of a prompt: one step of both sequences.
             let slots = [slot, 1 - slot];
@@ -258,7 +269,9 @@ fn a_score_that_is_no_number_is_an_error() {
         layers: 1,
         kv_heads: 1,
         head_dim: 16,
+        sinks: 0,
         recent: 0,
+        corrected: false,
         slots: 1,
         tokens: 64,
         window: None,
@@ -287,7 +300,9 @@ fn the_reference_refuses_quantised_storage() {
         layers: 1,
         kv_heads: 1,
         head_dim: 16,
+        sinks: 0,
         recent: 32,
+        corrected: false,
         slots: 1,
         tokens: 100,
         window: None,

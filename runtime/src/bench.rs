@@ -19,11 +19,12 @@
 use crate::{
     engine::{Engine, Session},
     model::{ModelError, Profile},
+    policy::CacheDesign,
     weights::{Checkpoint, Role},
 };
 use serde::Serialize;
 use std::{ops::ControlFlow, time::Instant};
-use thinkey_core::{CacheBytes, Lambda};
+use thinkey_core::CacheBytes;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -135,7 +136,7 @@ pub fn decode(
     engine: &mut Engine,
     session: &mut Session,
     checkpoint: &Checkpoint,
-    lambda: Lambda,
+    design: &CacheDesign,
     options: &BenchOptions,
     progress: &mut dyn FnMut(BenchStep),
 ) -> Result<Vec<DecodeRow>, ModelError> {
@@ -168,7 +169,7 @@ pub fn decode(
             speeds.push(options.tokens as f64 / start.elapsed().as_secs_f64());
         }
         let profile = engine.take_profile();
-        let bytes = weights + cache_bytes(engine, session, lambda, depth)?;
+        let bytes = weights + cache_bytes(session, design, depth)?;
         rows.extend(Spread::of(&speeds).map(|speed| DecodeRow { depth, speed, bytes, profile }));
     }
     session.clear(0);
@@ -198,14 +199,14 @@ fn weight_bytes(checkpoint: &Checkpoint) -> Result<usize, ModelError> {
 }
 
 /// Bytes of keys and values that a step at `depth` reads.
-fn cache_bytes(engine: &Engine, session: &Session, lambda: Lambda, depth: usize) -> Result<usize, ModelError> {
+fn cache_bytes(session: &Session, design: &CacheDesign, depth: usize) -> Result<usize, ModelError> {
     let mut plan = *session.plan();
     plan.slots = 1;
     plan.tokens = depth.max(1);
-    let kept = lambda.kept(engine.config().head_dim);
-    let CacheBytes { prefix_keys, prefix_values, recent, .. } = plan.bytes(|_, _| kept)?;
+    let CacheBytes { prefix_keys, prefix_values, recent, sinks, corrections, .. } =
+        plan.bytes(|layer, head| design.kept(layer, head))?;
     let whole = plan.whole_bytes();
-    Ok((prefix_keys + prefix_values + recent).min(whole))
+    Ok((prefix_keys + prefix_values + recent + sinks + corrections).min(whole))
 }
 
 #[cfg(test)]

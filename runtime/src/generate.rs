@@ -21,7 +21,7 @@
 //! let mut tokens = tokenizer.encode_plain("Once upon a time", true)?;
 //! let plan = engine.config().cache_plan(1, tokens.len() + 100, 32, StorageKind::F16);
 //! let kept = Lambda::from_per_mille(500)?.kept(engine.config().head_dim);
-//! let mut session = engine.session(SessionOptions { plan, window: WINDOW }, |_, _| kept)?;
+//! let mut session = engine.session(SessionOptions::new(plan, WINDOW), |_, _| kept)?;
 //! let mut sampler = Sampler::new(Sampling::default())?;
 //! let request = Request {
 //!     slot: 0,
@@ -255,7 +255,7 @@ mod tests {
     fn session(engine: &Engine, tokens: usize) -> Session {
         let config = engine.config();
         let plan = config.cache_plan(1, tokens, 32, StorageKind::F32);
-        engine.session(SessionOptions { plan, window: 32 }, |_, _| config.head_dim).unwrap()
+        engine.session(SessionOptions::new(plan, 32), |_, _| config.head_dim).unwrap()
     }
 
     fn proceed(_: Event<'_>) -> ControlFlow<()> {

@@ -1,6 +1,7 @@
 //! thinkey: an edge LLM runtime whose key cache is really thinner.
 //!
-//! [`store`] finds and fetches models, [`weights`] reads them, [`plan`] tells the memory they take, [`model`] computes
+//! [`store`] finds and fetches models, [`weights`] reads them, [`policy`] says what their
+//! cache does and [`plan`] the memory they take, [`model`] computes
 //! them over a thin cache behind one [`engine`]; [`text`] turns text into tokens and back, and [`generate`] makes a reply of it all.
 //! [`bench`] measures speed, [`eval`] the quality of cache policies.
 #![deny(missing_docs)]
@@ -12,6 +13,7 @@ pub mod eval;
 pub mod generate;
 pub mod model;
 pub mod plan;
+pub mod policy;
 pub mod sample;
 pub mod store;
 pub mod text;

@@ -19,8 +19,7 @@ const STEPS: usize = 48;
 fn predictions(engine: &mut Engine, text: &[u32], lambda: Lambda, kind: StorageKind) -> Vec<Vec<f64>> {
     let config = engine.config();
     let plan = config.cache_plan(1, PROMPT + STEPS, 32, kind);
-    let mut session =
-        engine.session(SessionOptions { plan, window: WINDOW }, |_, _| lambda.kept(config.head_dim)).unwrap();
+    let mut session = engine.session(SessionOptions::new(plan, WINDOW), |_, _| lambda.kept(config.head_dim)).unwrap();
     engine.prefill(&mut session, 0, &text[..PROMPT], &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert_eq!(session.allocated(), session.planned().total());
     let log_probabilities = |logits: &[f32]| {

@@ -86,7 +86,7 @@ fn engines(model: &str, gguf: bool) -> Vec<(String, Engine)> {
 fn session(engine: &Engine, tokens: usize, lambda: Lambda) -> Session {
     let plan = engine.config().cache_plan(1, tokens, RECENT, StorageKind::F32);
     let kept = lambda.kept(engine.config().head_dim);
-    engine.session(SessionOptions { plan, window: WINDOW }, |_, _| kept).unwrap()
+    engine.session(SessionOptions::new(plan, WINDOW), |_, _| kept).unwrap()
 }
 
 fn prefill(engine: &mut Engine, session: &mut Session, tokens: &[u32]) -> Vec<f32> {

@@ -29,7 +29,9 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
         layers: 1,
         kv_heads: 1,
         head_dim,
+        sinks: 0,
         recent: RECENT,
+        corrected: false,
         slots: 1,
         tokens: tokens + 1,
         window: None,
@@ -50,10 +52,10 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
     let mut scores = vec![0.0; head_dim];
     view.score(0, rows, tokens, group * window, &mut scores).unwrap();
     let mask = view.choose(0, rows, tokens, group * window).unwrap();
-    let admission = Span::default().admit(tokens, RECENT, None, true);
+    let admission = Span::default().admit(tokens, plan.retention(), true);
     view.admit(&admission, &pages, Some(&mask), rows).unwrap();
     let (key, value) = (tensor("decode_k"), tensor("decode_v"));
-    let step = admission.after.admit(1, RECENT, None, false);
+    let step = admission.after.admit(1, plan.retention(), false);
     let row = Rows { keys: key.part(head), order: KeyOrder::Rows, values: value.part(head), stride: head_dim };
     view.admit(&step, &pages, Some(&mask), row).unwrap();
     Head { layout, memory, pages, span: step.after, mask, scores }

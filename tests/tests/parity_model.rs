@@ -22,7 +22,7 @@ fn engine(activations: Activations) -> Engine {
 fn session(engine: &Engine, tokens: usize, slots: usize, lambda: Lambda, kind: StorageKind) -> Session {
     let config = engine.config();
     let plan = config.cache_plan(slots, tokens, 32, kind);
-    engine.session(SessionOptions { plan, window: WINDOW }, |_, _| lambda.kept(config.head_dim)).unwrap()
+    engine.session(SessionOptions::new(plan, WINDOW), |_, _| lambda.kept(config.head_dim)).unwrap()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {

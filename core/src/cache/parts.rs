@@ -14,11 +14,13 @@ pub(super) struct Parts<'a> {
     pub(super) value_blocks: &'a mut [u8],
     pub(super) ring_keys: &'a mut [u8],
     pub(super) ring_values: &'a mut [u8],
+    pub(super) sink_keys: &'a mut [u8],
+    pub(super) sink_values: &'a mut [u8],
 }
 
 /// Where numbers of tokens lie.
 #[derive(Clone, Copy)]
-struct Steps {
+pub(super) struct Steps {
     /// Elements between two blocks of 32 tokens.
     block: usize,
     /// Between two tokens of a block.
@@ -34,7 +36,7 @@ impl Steps {
     }
 
     /// Of the keys of `rows`.
-    const fn keys(rows: &Rows<'_>, head_dim: usize) -> Self {
+    pub(super) const fn keys(rows: &Rows<'_>, head_dim: usize) -> Self {
         match rows.order {
             KeyOrder::Rows => Self::rows(rows.stride),
             KeyOrder::Blocks => Self { block: BLOCK * head_dim, token: 1, channel: BLOCK },
@@ -42,18 +44,20 @@ impl Steps {
     }
 
     #[inline(always)]
-    const fn at(self, token: usize, channel: usize) -> usize {
+    pub(super) const fn at(self, token: usize, channel: usize) -> usize {
         token / BLOCK * self.block + token % BLOCK * self.token + channel * self.channel
     }
 }
 
-/// Where the whole tokens of an admission are: the first `held` in the ring, the others new.
+/// Where the whole tokens of an admission are, sinks not counted: the first `held` in the ring, the others new.
 struct Whole<'a, E> {
     ring: &'a [E],
     held: usize,
     /// Elements between two tokens and between two channels of the ring.
     ring_steps: (usize, usize),
     new: &'a [f32],
+    /// New tokens that become sinks, and lie before the others.
+    sunk: usize,
     steps: Steps,
 }
 
@@ -63,7 +67,7 @@ impl<E: Element> Whole<'_, E> {
         if token < self.held {
             self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1]
         } else {
-            E::store(self.new[self.steps.at(token - self.held, channel)])
+            E::store(self.new[self.steps.at(token - self.held + self.sunk, channel)])
         }
     }
 
@@ -73,7 +77,7 @@ impl<E: Element> Whole<'_, E> {
         if token < self.held {
             self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1].load()
         } else {
-            self.new[self.steps.at(token - self.held, channel)]
+            self.new[self.steps.at(token - self.held + self.sunk, channel)]
         }
     }
 
@@ -85,7 +89,7 @@ impl<E: Element> Whole<'_, E> {
                 *x = self.number(token, channel);
             }
         } else {
-            let row = &self.new[self.steps.at(token - self.held, channels.start)..][..channels.len()];
+            let row = &self.new[self.steps.at(token - self.held + self.sunk, channels.start)..][..channels.len()];
             out[..row.len()].copy_from_slice(row);
         }
     }
@@ -164,6 +168,7 @@ impl Parts<'_> {
             held: admission.before.recent as usize,
             ring_steps: (1, layout.ring_stride()),
             new: rows.keys,
+            sunk: admission.sunk,
             steps: Steps::keys(&rows, layout.head_dim as usize),
         };
         for block in admission.new_blocks() {
@@ -199,6 +204,7 @@ impl Parts<'_> {
             held: admission.before.recent as usize,
             ring_steps: (head_dim, 1),
             new: rows.values,
+            sunk: admission.sunk,
             steps: Steps::rows(rows.stride),
         };
         for block in admission.new_blocks() {
@@ -223,6 +229,49 @@ impl Parts<'_> {
         Ok(())
     }
 
+    /// Stores the keys of new sinks.
+    pub(super) fn sink_keys<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        if admission.sunk == 0 {
+            return Ok(());
+        }
+        let (sinks, first) = (layout.sinks as usize, admission.before.sinks as usize);
+        let steps = Steps::keys(&rows, layout.head_dim as usize);
+        let stored = elements_mut::<E>(self.sink_keys)?;
+        if first == 0 {
+            // What is read as lanes of the last channels, and what another sequence has left.
+            stored.fill(E::store(0.0));
+        }
+        for (channel, lanes) in stored.chunks_exact_mut(sinks).take(layout.head_dim as usize).enumerate() {
+            for (token, lane) in (0..admission.sunk).zip(&mut lanes[first..]) {
+                *lane = E::store(rows.keys[steps.at(token, channel)]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the values of new sinks.
+    pub(super) fn sink_values<E: Element>(
+        &mut self,
+        layout: &HeadLayout,
+        admission: &Admission,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
+        let head_dim = layout.head_dim as usize;
+        let stored = elements_mut::<E>(self.sink_values)?;
+        let stored = &mut stored[admission.before.sinks as usize * head_dim..];
+        for (token, to) in (0..admission.sunk).zip(stored.chunks_exact_mut(head_dim)) {
+            for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
+                *to = E::store(x);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn append_keys<E: Element>(
         &mut self,
         layout: &HeadLayout,
@@ -235,7 +284,7 @@ impl Parts<'_> {
         let ring = elements_mut::<E>(self.ring_keys)?;
         for (channel, lanes) in ring.chunks_exact_mut(layout.ring_stride()).take(layout.head_dim as usize).enumerate() {
             lanes.copy_within(held - stay..held, 0);
-            for (token, lane) in (skip..admission.new).zip(&mut lanes[stay..]) {
+            for (token, lane) in (admission.sunk + skip..admission.new).zip(&mut lanes[stay..]) {
                 *lane = E::store(rows.keys[steps.at(token, channel)]);
             }
         }
@@ -253,7 +302,9 @@ impl Parts<'_> {
         let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
         let ring = elements_mut::<E>(self.ring_values)?;
         ring.copy_within((held - stay) * head_dim..held * head_dim, 0);
-        for (token, to) in (skip..admission.new).zip(ring[stay * head_dim..].chunks_exact_mut(head_dim)) {
+        for (token, to) in
+            (admission.sunk + skip..admission.new).zip(ring[stay * head_dim..].chunks_exact_mut(head_dim))
+        {
             for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
                 *to = E::store(x);
             }

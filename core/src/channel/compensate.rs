@@ -15,13 +15,19 @@
 //! In order: [`group_mass`](crate::mass::group_mass) → [`weigh`] → [`moments`] → [`budget_scores`], which
 //! [`adaptive`](super::adaptive) turns into T → the T best of the ordinary score → [`Correction::solve`].
 
-use crate::{BLOCK, ChannelMask, Error, MAX_HEAD_DIM, error::check_len, mass::TokenRows};
+use crate::{BLOCK, ChannelMask, Error, MAX_HEAD_DIM, error::check_len, mass::TokenRows, storage::Element};
 
 /// First tokens that are stored whole and have no weight.
 pub const SINKS: usize = 4;
 
 /// What is added to the diagonal of C, as a share of its mean.
 pub const RIDGE: f32 = 1e-5;
+
+/// Whether `tokens` keys of `head_dim` channels tell how channels go together: fewer would be fitted, and not described.
+#[must_use]
+pub const fn tells(tokens: usize, head_dim: usize) -> bool {
+    tokens >= 2 * head_dim
+}
 
 /// Turns the attention mass of the prefix tokens (the first entries of what
 /// [`group_mass`](crate::mass::group_mass) writes) into weights that sum to 1, in place: the first `sinks` get none, the
@@ -110,6 +116,16 @@ pub fn moments(
             }
         }
     }
+    complete(covariance, d);
+    Ok(())
+}
+
+/// Completes the sum Σ w (k−m)(k−m)ᵀ of which `covariance`, `[D][D]`, has the upper triangle: the lower one, and the ridge
+/// on the diagonal. For those who sum in another order than [`moments`].
+///
+/// # Panics
+/// Where the slice is shorter than that.
+pub fn complete(covariance: &mut [f32], d: usize) {
     // A head whose keys are all the same has C = 0; any ridge then gives the right correction, none.
     let ridge = (RIDGE * trace(covariance, d) / d as f32).max(f32::MIN_POSITIVE);
     for i in 0..d {
@@ -118,7 +134,6 @@ pub fn moments(
         }
         covariance[i * d + i] += ridge;
     }
-    Ok(())
 }
 
 fn trace(matrix: &[f32], d: usize) -> f32 {
@@ -154,87 +169,103 @@ pub fn budget_scores(
 
 /// How a head's queries are corrected for the channels that are not kept.
 ///
-/// On the kept channels R is the identity, so only its other D−T columns are held, each with its entry of
-/// b = m − Rᵀm_S (0 on kept channels): (D−T)·(T+1) floats.
+/// On the kept channels R is the identity, so only its other D−T columns are held, each followed by its entry of
+/// b = m − Rᵀm_S (0 on kept channels): (D−T)·(T+1) numbers of type `E`. The corrected query and what is added to every
+/// logit are one product of the query's pruned channels with them.
 #[derive(Clone, Copy, Debug)]
-pub struct Correction<'a> {
+pub struct Correction<'a, E = f32> {
     mask: ChannelMask,
-    /// `[D−T][T]`: column of R by pruned channel.
-    columns: &'a [f32],
-    /// `[D−T]`: b by pruned channel.
-    bias: &'a [f32],
+    /// `[D−T][T+1]`: by pruned channel its column of R, then its b.
+    columns: &'a [E],
 }
 
 #[cfg(feature = "defmt")]
-impl defmt::Format for Correction<'_> {
+impl<E> defmt::Format for Correction<'_, E> {
     fn format(&self, f: defmt::Formatter<'_>) {
         defmt::write!(f, "Correction {{ mask: {} }}", self.mask);
     }
 }
 
-impl<'a> Correction<'a> {
-    /// Floats that the correction of a head takes.
+impl Correction<'_> {
+    /// Numbers that the correction of a head takes.
     #[must_use]
     pub const fn len(head_dim: usize, kept: usize) -> usize {
         (head_dim - kept) * (kept + 1)
     }
 
-    /// Floats of scratch memory that [`solve`](Self::solve) takes: a triangle of T×T.
+    /// Floats of scratch memory that [`solve`](Self::solve) takes: a triangle of T×T, and a column.
     #[must_use]
     pub const fn scratch_len(kept: usize) -> usize {
-        kept * (kept + 1) / 2
+        kept * (kept + 1) / 2 + kept
     }
+}
 
-    /// The correction for the channels of `mask`, from what [`moments`] wrote, in the first [`len`](Self::len) floats of
+impl<'a, E: Element> Correction<'a, E> {
+    /// The correction for the channels of `mask`, from what [`moments`] wrote, in the first [`len`](Self::len) numbers of
     /// `memory`.
     ///
     /// By Cholesky's decomposition of C_SS, held in `f32` with sums in `f64`: O(T³/6 + T²·(D−T)).
     ///
     /// # Errors
-    /// [`Error::Length`] where slices do not fit, [`Error::Capacity`] with the floats needed,
+    /// [`Error::Length`] where slices do not fit, [`Error::Capacity`] with the numbers needed,
     /// [`Error::NotANumber`] where the covariance is none.
     pub fn solve(
         mean: &[f32],
         covariance: &[f32],
         mask: &ChannelMask,
         scratch: &mut [f32],
-        memory: &'a mut [f32],
+        memory: &'a mut [E],
     ) -> Result<Self, Error> {
         let (d, kept) = (mask.head_dim(), mask.kept());
         check_len("mean key", d, mean.len())?;
         check_len("covariance", d * d, covariance.len())?;
-        let triangle = take("Cholesky scratch", scratch, Self::scratch_len(kept))?;
-        let memory = take("correction", memory, Self::len(d, kept))?;
-        let (columns, bias) = memory.split_at_mut((d - kept) * kept);
+        let scratch = take("Cholesky scratch", scratch, Correction::scratch_len(kept))?;
+        let (triangle, column) = scratch.split_at_mut(kept * (kept + 1) / 2);
+        let memory = take("correction", memory, Correction::len(d, kept))?;
 
         // With the ridge in it, no eigenvalue of C is below the ridge: what is, is rounding.
         let floor = f64::from(trace(covariance, d)) / d as f64 * f64::from(RIDGE) * 0.5;
         decompose(covariance, mask, floor, triangle)?;
-        let pruned = (0..d).filter(|&channel| !mask.contains(channel));
-        for ((channel, column), bias) in pruned.zip(columns.chunks_exact_mut(kept)).zip(&mut *bias) {
-            let line = &covariance[channel * d..][..d];
-            mask.gather(line, column);
+        for (channel, stored) in pruned(mask).zip(memory.chunks_exact_mut(kept + 1)) {
+            mask.gather(&covariance[channel * d..][..d], column);
             substitute(triangle, column);
             let guessed: f64 =
                 mask.channels().zip(&*column).map(|(kept, &r)| f64::from(mean[kept]) * f64::from(r)).sum();
-            *bias = (f64::from(mean[channel]) - guessed) as f32;
+            let bias = (f64::from(mean[channel]) - guessed) as f32;
             if !bias.is_finite() {
                 return Err(Error::NotANumber { channel });
             }
+            for (stored, &x) in stored.iter_mut().zip(column.iter().chain([&bias])) {
+                *stored = E::store(x);
+            }
         }
-        Ok(Self { mask: *mask, columns, bias })
+        Ok(Self { mask: *mask, columns: memory })
+    }
+
+    /// The correction that guesses every pruned channel to be at its mean, whatever the others are: what there is to do
+    /// where too few keys are known to tell more. Memory as for [`solve`](Self::solve).
+    ///
+    /// # Errors
+    /// [`Error::Length`] where slices do not fit, [`Error::Capacity`] with the numbers needed.
+    pub fn means(mean: &[f32], mask: &ChannelMask, memory: &'a mut [E]) -> Result<Self, Error> {
+        let (d, kept) = (mask.head_dim(), mask.kept());
+        check_len("mean key", d, mean.len())?;
+        let memory = take("correction", memory, Correction::len(d, kept))?;
+        for (channel, stored) in pruned(mask).zip(memory.chunks_exact_mut(kept + 1)) {
+            stored.fill(E::store(0.0));
+            stored[kept] = E::store(mean[channel]);
+        }
+        Ok(Self { mask: *mask, columns: memory })
     }
 
     /// The correction that an earlier [`solve`](Self::solve) for the same mask left in `memory`.
     ///
     /// # Errors
-    /// [`Error::Capacity`] with the floats needed.
-    pub fn resume(mask: &ChannelMask, memory: &'a [f32]) -> Result<Self, Error> {
-        let (d, kept) = (mask.head_dim(), mask.kept());
-        let (needed, capacity) = (Self::len(d, kept), memory.len());
-        let memory = memory.get(..needed).ok_or(Error::Capacity { what: "correction", needed, capacity })?;
-        let (columns, bias) = memory.split_at((d - kept) * kept);
-        Ok(Self { mask: *mask, columns, bias })
+    /// [`Error::Capacity`] with the numbers needed.
+    pub fn resume(mask: &ChannelMask, memory: &'a [E]) -> Result<Self, Error> {
+        let (needed, capacity) = (Correction::len(mask.head_dim(), mask.kept()), memory.len());
+        let columns = memory.get(..needed).ok_or(Error::Capacity { what: "correction", needed, capacity })?;
+        Ok(Self { mask: *mask, columns })
     }
 
     /// The channels that the corrected query is for.
@@ -243,16 +274,10 @@ impl<'a> Correction<'a> {
         &self.mask
     }
 
-    /// The columns of R of the pruned channels, `[D−T][T]`, channels ascending.
-    #[must_use]
-    pub const fn columns(&self) -> &'a [f32] {
-        self.columns
-    }
-
-    /// b = m − Rᵀm_S of the pruned channels, `[D−T]`, channels ascending.
-    #[must_use]
-    pub const fn bias(&self) -> &'a [f32] {
-        self.bias
+    /// By pruned channel, ascending, its column of R (length T) and its b.
+    pub fn columns(&self) -> impl ExactSizeIterator<Item = (&'a [E], E)> + use<'a, E> {
+        let kept = self.mask.kept();
+        self.columns.chunks_exact(kept + 1).map(move |column| (&column[..kept], column[kept]))
     }
 
     /// Writes the corrected query R q (length T) for `query` (length D, scaled or not) and returns what is added to the
@@ -261,25 +286,29 @@ impl<'a> Correction<'a> {
     /// # Errors
     /// [`Error::Length`] where slices do not fit.
     pub fn correct(&self, query: &[f32], thin: &mut [f32]) -> Result<f32, Error> {
-        let (d, kept) = (self.mask.head_dim(), self.mask.kept());
-        check_len("query", d, query.len())?;
-        check_len("corrected query", kept, thin.len())?;
+        check_len("query", self.mask.head_dim(), query.len())?;
+        check_len("corrected query", self.mask.kept(), thin.len())?;
         self.mask.gather(query, thin);
         let mut added = 0.0;
-        let pruned = (0..d).filter(|&channel| !self.mask.contains(channel));
-        for ((channel, column), &bias) in pruned.zip(self.columns.chunks_exact(kept)).zip(self.bias) {
+        for (channel, (column, bias)) in pruned(&self.mask).zip(self.columns()) {
             let q = query[channel];
-            added += q * bias;
+            added += q * bias.load();
             for (thin, &r) in thin.iter_mut().zip(column) {
-                *thin += q * r;
+                *thin += q * r.load();
             }
         }
         Ok(added)
     }
 }
 
-/// The first `needed` floats of `memory`.
-pub(crate) fn take<'a>(what: &'static str, memory: &'a mut [f32], needed: usize) -> Result<&'a mut [f32], Error> {
+/// The channels that `mask` does not keep, ascending.
+pub(crate) fn pruned(mask: &ChannelMask) -> impl Iterator<Item = usize> + use<> {
+    let mask = *mask;
+    (0..mask.head_dim()).filter(move |&channel| !mask.contains(channel))
+}
+
+/// The first `needed` numbers of `memory`.
+pub(crate) fn take<'a, E>(what: &'static str, memory: &'a mut [E], needed: usize) -> Result<&'a mut [E], Error> {
     let capacity = memory.len();
     memory.get_mut(..needed).ok_or(Error::Capacity { what, needed, capacity })
 }
@@ -423,7 +452,7 @@ mod tests {
             let channels: Vec<usize> = mask.channels().collect();
             let pruned: Vec<usize> = (0..d).filter(|&c| !mask.contains(c)).collect();
             let scale = f64::from(trace(&covariance, d)) / d as f64;
-            for (&channel, column) in pruned.iter().zip(ours.columns().chunks(kept)) {
+            for (&channel, (column, _)) in pruned.iter().zip(ours.columns()) {
                 for &line in &channels {
                     let guessed: f64 = channels.iter().zip(column)
                         .map(|(&c, &r)| f64::from(covariance[line * d + c]) * f64::from(r)).sum();
@@ -453,14 +482,14 @@ mod tests {
         let keys = [1.0, 2.0, 3.0].repeat(5);
         let Moments { mean, covariance } = moments_of(&keys, &[0.2; 5], 3);
         let mask = ChannelMask::from_channels(3, [1]).unwrap();
-        let (mut scratch, mut memory) = ([0.0; 1], [0.0; 4]);
+        let (mut scratch, mut memory) = ([0.0; 2], [0.0; 4]);
         let ours = Correction::solve(&mean, &covariance, &mask, &mut scratch, &mut memory).unwrap();
         let mut thin = [0.0];
         let added = ours.correct(&[10.0, 20.0, 30.0], &mut thin).unwrap();
         assert!((thin[0] * 2.0 + added - 140.0).abs() < 1e-3, "{thin:?} {added}");
-        let (columns, bias) = (ours.columns().to_vec(), ours.bias().to_vec());
+        let columns: Vec<_> = ours.columns().map(|(column, bias)| (column.to_vec(), bias)).collect();
         let again = Correction::resume(&mask, &memory).unwrap();
-        assert_eq!((again.columns(), again.bias()), (&columns[..], &bias[..]));
+        assert!(again.columns().map(|(column, bias)| (column.to_vec(), bias)).eq(columns));
     }
 
     #[test]
@@ -468,12 +497,12 @@ mod tests {
         let mask = ChannelMask::from_channels(2, [1]).unwrap();
         let solve = |covariance: &[f32], scratch: usize, memory: usize| {
             let (mut scratch, mut memory) = (vec![0.0; scratch], vec![0.0; memory]);
-            Correction::solve(&[0.0; 2], covariance, &mask, &mut scratch, &mut memory).map(|_| ())
+            Correction::<f32>::solve(&[0.0; 2], covariance, &mask, &mut scratch, &mut memory).map(|_| ())
         };
-        assert_eq!(solve(&[1.0, 0.0, 0.0, 1.0], 1, 2), Ok(()));
-        assert!(matches!(solve(&[1.0, 0.0, 0.0, 1.0], 0, 2), Err(Error::Capacity { needed: 1, .. })));
-        assert!(matches!(solve(&[1.0, 0.0, 0.0, 1.0], 1, 1), Err(Error::Capacity { needed: 2, .. })));
-        assert_eq!(solve(&[1.0, 0.0, 0.0, f32::NAN], 1, 2), Err(Error::NotANumber { channel: 1 }));
-        assert!(matches!(solve(&[1.0, f32::NAN, f32::NAN, 1.0], 1, 2), Err(Error::NotANumber { .. })));
+        assert_eq!(solve(&[1.0, 0.0, 0.0, 1.0], 2, 2), Ok(()));
+        assert!(matches!(solve(&[1.0, 0.0, 0.0, 1.0], 1, 2), Err(Error::Capacity { needed: 2, .. })));
+        assert!(matches!(solve(&[1.0, 0.0, 0.0, 1.0], 2, 1), Err(Error::Capacity { needed: 2, .. })));
+        assert_eq!(solve(&[1.0, 0.0, 0.0, f32::NAN], 2, 2), Err(Error::NotANumber { channel: 1 }));
+        assert!(matches!(solve(&[1.0, f32::NAN, f32::NAN, 1.0], 2, 2), Err(Error::NotANumber { .. })));
     }
 }

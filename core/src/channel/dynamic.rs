@@ -105,8 +105,19 @@ mod tests {
     /// What the planner says.
     fn planned(lambda: Lambda, tokens: usize, slots: usize) -> Result<u64, Error> {
         let (keys, values) = (StorageKind::Int4, StorageKind::F16);
-        let plan =
-            CachePlan { layers: 4, kv_heads: 3, head_dim: 64, recent: 32, slots, tokens, window: None, keys, values };
+        let plan = CachePlan {
+            layers: 4,
+            kv_heads: 3,
+            head_dim: 64,
+            sinks: 0,
+            recent: 32,
+            corrected: false,
+            slots,
+            tokens,
+            window: None,
+            keys,
+            values,
+        };
         Ok(plan.bytes(|_, _| lambda.kept(64))?.total() as u64)
     }
 

@@ -55,32 +55,32 @@ pub(super) fn add_rows(
     Ok(())
 }
 
-/// Adds the squares of `tokens` keys of D = `energy.len()` channels to `energy`; they lie channel-major in blocks of 32
-/// tokens, `[block][D][32]`.
+/// Adds `what` of `tokens` keys of D = `sums.len()` channels to `sums`: the square for [`add_energy`]'s sums. They lie
+/// channel-major in blocks of 32 tokens, `[block][D][32]`.
 ///
 /// # Errors
 /// [`Error::Length`] where `blocks` is shorter than the blocks of the tokens.
-pub fn add_block_energy(blocks: &[f32], tokens: usize, energy: &mut [f32]) -> Result<(), Error> {
+pub fn add_blocks(blocks: &[f32], tokens: usize, what: impl Fn(f32) -> f32, sums: &mut [f32]) -> Result<(), Error> {
     /// Sums side by side: one alone would wait for its own latency.
-    const SUMS: usize = 8;
-    let expected = tokens.next_multiple_of(BLOCK) * energy.len();
+    const LANES: usize = 8;
+    let expected = tokens.next_multiple_of(BLOCK) * sums.len();
     if blocks.len() < expected {
         return Err(Error::Length { what: "key blocks", expected, actual: blocks.len() });
     }
-    for (first, block) in (0..tokens).step_by(BLOCK).zip(blocks.chunks(BLOCK * energy.len())) {
+    for (first, block) in (0..tokens).step_by(BLOCK).zip(blocks.chunks(BLOCK * sums.len())) {
         let count = BLOCK.min(tokens - first);
-        for (energy, lanes) in energy.iter_mut().zip(block.chunks_exact(BLOCK)) {
-            let mut sums = [0.0f32; SUMS];
-            let (whole, rest) = lanes[..count].as_chunks::<SUMS>();
+        for (sum, lanes) in sums.iter_mut().zip(block.chunks_exact(BLOCK)) {
+            let mut parts = [0.0f32; LANES];
+            let (whole, rest) = lanes[..count].as_chunks::<LANES>();
             for lanes in whole {
-                for (sum, &x) in sums.iter_mut().zip(lanes) {
-                    *sum += x * x;
+                for (part, &x) in parts.iter_mut().zip(lanes) {
+                    *part += what(x);
                 }
             }
-            for (sum, &x) in sums.iter_mut().zip(rest) {
-                *sum += x * x;
+            for (part, &x) in parts.iter_mut().zip(rest) {
+                *part += what(x);
             }
-            *energy += sums.iter().sum::<f32>();
+            *sum += parts.iter().sum::<f32>();
         }
     }
     Ok(())
@@ -166,12 +166,12 @@ mod tests {
                 blocks[(token / BLOCK * d + channel) * BLOCK + token % BLOCK] = x;
             }
             let mut energy = [1.0; 5];
-            add_block_energy(&blocks, tokens, &mut energy).unwrap();
+            add_blocks(&blocks, tokens, |x| x * x, &mut energy).unwrap();
             for (channel, &energy) in energy.iter().enumerate() {
                 let squares: f64 = (0..tokens).map(|token| f64::from(k[token * d + channel]).powi(2)).sum();
                 prop_assert!((f64::from(energy) - 1.0 - squares).abs() <= 1e-5 * (1.0 + squares));
             }
-            prop_assert!(add_block_energy(&blocks[1..], tokens, &mut [0.0; 5]).is_err());
+            prop_assert!(add_blocks(&blocks[1..], tokens, |x| x * x, &mut [0.0; 5]).is_err());
         }
     }
 

@@ -4,6 +4,7 @@ use super::{
     aligned::AlignedVec,
     cache::ThinCache,
     gemm::{Shape, Strided, StridedMut, gemm_panel},
+    learn,
     loops::SimdLoops,
     pool::Pool,
     prompt::{Prompt, Region, padded, past_len},
@@ -16,7 +17,7 @@ use std::{
 };
 use thinkey_core::{
     BLOCK, CachePlan, Error, HeadRef, Loops, Partial,
-    attend::{self, Queries},
+    attend::{self, Queries, thin_queries},
 };
 
 /// Buffers of attention; they grow to what the largest call needs and are never allocated again.
@@ -27,6 +28,12 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
+    /// Memory of at least `floats` floats for each of `count` threads.
+    pub(super) fn threads(&mut self, count: usize, floats: usize) -> &[Mutex<AlignedVec>] {
+        self.tasks(count, floats);
+        &self.tasks
+    }
+
     fn tasks(&mut self, count: usize, floats: usize) {
         self.tasks.reserve_exact(count.saturating_sub(self.tasks.len()));
         self.tasks.resize_with(count.max(self.tasks.len()), Mutex::default);
@@ -35,14 +42,17 @@ impl AttentionScratch {
         }
     }
 
-    /// Most bytes of the buffers of tasks: of steps of up to `plan.slots` sequences and of prompts, on `threads` threads,
-    /// with `heads` query heads.
+    /// Most bytes of the buffers of tasks: of steps of up to `plan.slots` sequences and of prompts of up to `prompt` tokens,
+    /// of which the newest `window` score, on `threads` threads, with `heads` query heads.
     #[must_use]
-    pub fn task_bytes(threads: usize, plan: &CachePlan, heads: usize) -> usize {
+    pub fn task_bytes(threads: usize, plan: &CachePlan, heads: usize, prompt: usize, window: usize) -> usize {
         let CachePlan { kv_heads, head_dim, slots, .. } = *plan;
         let tasks = (1..=slots).map(|slots| kv_heads * slots * splits(threads, kv_heads * slots)).max().unwrap_or(0);
         let step = AlignedVec::bytes(attend::attend_len(heads / kv_heads, head_dim));
-        let tile = AlignedVec::bytes(tile_len(head_dim));
+        let whole = prompt + plan.sinks + plan.recent + BLOCK;
+        let lesson =
+            if plan.corrected { learn::len(whole, heads / kv_heads * window.min(prompt), head_dim) } else { 0 };
+        let tile = AlignedVec::bytes(tile_len(head_dim).max(lesson));
         // Prompts use the first buffers of the same list.
         let both = tasks.min(threads);
         both * step.max(tile)
@@ -60,7 +70,7 @@ const fn splits(threads: usize, units: usize) -> usize {
 
 /// Floats that a [`Tile`] computes in.
 const fn tile_len(head_dim: usize) -> usize {
-    TILE_ROWS * (2 * head_dim + TILE_KEYS + padded(head_dim) + 2)
+    TILE_ROWS * (2 * head_dim + TILE_KEYS + padded(head_dim) + 3)
 }
 
 /// Where the heads of one layer lie in rows of a fused query/key/value buffer: row t is `data[t * stride ..]`, its query
@@ -138,12 +148,12 @@ pub fn decode(
         }
         let mut memory = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
         let (partial, scratch) = memory.split_at_mut(Partial::len(group, head_dim));
-        let mut queries = Queries::new(&head, queries(unit)?, scratch)?;
+        let mut queries = Queries::new(&SimdLoops(level), &head, queries(unit)?, scratch)?;
         let mut partial = Partial::new(partial, group, head_dim)?;
         let part = blocks * split / parts..blocks * (split + 1) / parts;
         attend::attend_prefix(&SimdLoops(level), &head, &mut queries, part, window, &mut partial)?;
         if split + 1 == parts {
-            attend::attend_recent(&SimdLoops(level), &head, &mut queries, window, &mut partial)?;
+            attend::attend_whole(&SimdLoops(level), &head, &mut queries, window, &mut partial)?;
         }
         Ok::<_, Error>(())
     })?;
@@ -194,16 +204,18 @@ pub fn prefill(
     let tasks = &scratch.tasks;
     let first = cache.position(prompt.slot());
     let position = first + prompt.held() - rows;
-    let window = cache.plan().window.unwrap_or(usize::MAX);
+    let CachePlan { sinks, window, .. } = *cache.plan();
+    let window = window.unwrap_or(usize::MAX);
     let (mut seen, mut before) = (Vec::with_capacity(kv_heads), 0);
     for head in 0..kv_heads {
         let past = cache.head(layer, head, prompt.slot(), false)?;
-        seen.push((prompt.regions(head, before, &past, first), past));
+        let kept = cache.kept(layer, head);
+        seen.push((prompt.regions(head, before, past.span(), kept, first), past));
         before += past_len(&past);
     }
     let tiles = rows.div_ceil(TILE_ROWS);
     let shared = Shared { data: out.as_mut_ptr(), stride: heads * head_dim };
-    pool.run_on_threads(kv_heads * tiles * group, &|task, thread| {
+    pool.try_run_on_threads(kv_heads * tiles * group, &|task, thread| {
         // Head after head, whose keys stay near. The last rows see most keys: they first, so that no thread is left with
         // a long tile at the end.
         let (kv_head, task) = (task / (tiles * group), task % (tiles * group));
@@ -213,15 +225,15 @@ pub fn prefill(
         let head = kv_head * group + member;
         let (regions, past) = &seen[kv_head];
         let mut memory = tasks[thread].lock().unwrap_or_else(PoisonError::into_inner);
-        let tile = Tile { level, fused, head, rows: range, position, window, padded };
-        let result = tile.run(regions, past, &mut memory);
+        let tile = Tile { level, fused, head, rows: range, position, sinks, window, padded };
+        let result = tile.run(regions, past, &mut memory)?;
         for (row, mix) in tile.rows.clone().zip(result.chunks_exact(padded)) {
             // SAFETY: `out` has `rows` rows of `heads` heads (checked above); this task alone writes this head's part
             // of its rows, and `out` is borrowed mutably until the run has ended.
             unsafe { shared.write(row, head * head_dim, &mix[..head_dim]) };
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The output, shared by tasks that own disjoint parts.
@@ -252,19 +264,25 @@ struct Tile<'a> {
     head: usize,
     rows: Range<usize>,
     position: usize,
+    /// First tokens that all rows see, beside the newest `window`.
+    sinks: usize,
     window: usize,
     padded: usize,
 }
 
 impl Tile<'_> {
     /// The attention output of the rows, [rows][padded D], in `memory`.
-    fn run<'m>(&self, regions: &[Region<'_>], past: &HeadRef<'_>, memory: &'m mut [f32]) -> &'m [f32] {
+    ///
+    /// # Errors
+    /// Where slices do not fit.
+    fn run<'m>(&self, regions: &[Region<'_>], past: &HeadRef<'_>, memory: &'m mut [f32]) -> Result<&'m [f32], Error> {
         let (count, head_dim, padded) = (self.rows.len(), self.fused.head_dim, self.padded);
         let (whole, rest) = memory.split_at_mut(TILE_ROWS * head_dim);
         let (thin, rest) = rest.split_at_mut(TILE_ROWS * head_dim);
         let (scores, rest) = rest.split_at_mut(TILE_ROWS * TILE_KEYS);
         let (mix, rest) = rest.split_at_mut(TILE_ROWS * padded);
-        let (max, sum) = rest[..2 * TILE_ROWS].split_at_mut(TILE_ROWS);
+        let (max, rest) = rest.split_at_mut(TILE_ROWS);
+        let (sum, added) = rest[..2 * TILE_ROWS].split_at_mut(TILE_ROWS);
         mix.fill(0.0);
         max.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
@@ -275,10 +293,9 @@ impl Tile<'_> {
                 *to = q * scale;
             }
         }
-        if let Some(mask) = past.mask() {
-            for (whole, thin) in whole.chunks_exact(head_dim).zip(thin.chunks_exact_mut(mask.kept())).take(count) {
-                mask.gather(whole, thin);
-            }
+        if past.span().blocks > 0 {
+            let (whole, thin) = (&whole[..count * head_dim], &mut thin[..count * head_dim]);
+            thin_queries(&SimdLoops(self.level), past, whole, thin, &mut added[..count], scores)?;
         }
         let newest = (self.position + self.rows.end) as isize - 1;
         let oldest = self.first_seen(self.rows.start);
@@ -286,10 +303,16 @@ impl Tile<'_> {
             // Lanes that some row sees.
             let end = (newest + 1 - region.position).clamp(0, region.lanes as isize) as usize;
             let start = (oldest - region.position).clamp(0, end as isize) as usize / BLOCK * BLOCK;
+            let start = if self.open(region) > 0 { 0 } else { start };
             for first in (start..end).step_by(TILE_KEYS) {
                 let keys = first..end.min(first + TILE_KEYS);
                 let queries = if region.thin { &*thin } else { &*whole };
                 self.scores(region, queries, keys.clone(), scores);
+                if region.thin {
+                    for (scores, &added) in scores.chunks_exact_mut(TILE_KEYS).zip(&*added).take(count) {
+                        scores[..keys.len()].iter_mut().for_each(|score| *score += added);
+                    }
+                }
                 self.softmax(region, keys.clone(), scores, mix, max, sum);
                 for column in (0..padded).step_by(BLOCK) {
                     let shape = Shape { m: count, k: keys.len(), n: BLOCK };
@@ -304,7 +327,14 @@ impl Tile<'_> {
             let scale = if sum > 0.0 { 1.0 / sum } else { 0.0 };
             mix.iter_mut().for_each(|x| *x *= scale);
         }
-        &mix[..count * padded]
+        Ok(&mix[..count * padded])
+    }
+
+    /// Lanes of a region, from the first on, that all rows see.
+    fn open(&self, region: &Region<'_>) -> usize {
+        // Hidden lanes of the thin prefix lie where sinks would.
+        let open = if region.thin { 0 } else { self.sinks as isize - region.position };
+        open.clamp(0, region.lanes as isize) as usize
     }
 
     /// Position of the oldest token that row `row` sees.
@@ -341,9 +371,17 @@ impl Tile<'_> {
             // Hidden lanes lie before the region's first token; later tokens than the row's own are not seen.
             let first = lane(self.first_seen(row).max(region.position + region.hidden as isize));
             let end = lane((self.position + row + 1) as isize).max(first);
-            scores[..first].fill(0.0);
+            // Of a prompt that is still to become sinks, no row sees what comes after it.
+            let open = self.open(region).clamp(keys.start, keys.end) - keys.start;
+            let open = open.min(end).min(first);
             scores[end..].fill(0.0);
-            let seen = &mut scores[first..end];
+            let seen = if open > 0 {
+                scores[open..first].fill(f32::NEG_INFINITY);
+                &mut scores[..end]
+            } else {
+                scores[..first].fill(0.0);
+                &mut scores[first..end]
+            };
             let largest = SimdLoops(self.level).largest(seen).max(max[index]);
             if largest == f32::NEG_INFINITY {
                 seen.fill(0.0);

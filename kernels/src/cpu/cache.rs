@@ -1,9 +1,11 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
+use super::learn::Learnt;
 use crate::ops::Cache;
 use memmap2::MmapMut;
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Span, StorageKind,
+    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Scoring, Span,
+    StorageKind, channel::compensate, policy::Score,
 };
 
 /// Why a cache could not be made.
@@ -49,6 +51,7 @@ struct Slot {
 pub struct ThinCache {
     plan: CachePlan,
     window: usize,
+    score: Score,
     bytes: CacheBytes,
     /// One a layer and head.
     layouts: Vec<HeadLayout>,
@@ -116,7 +119,7 @@ impl ThinCache {
         }
         let mut free = room(per_slot * plan.slots)?;
         free.extend((0..(per_slot * plan.slots) as u32).rev());
-        Ok(Self { plan, window, bytes, layouts, starts, arena, masks, slots, free })
+        Ok(Self { plan, window, score: Score::default(), bytes, layouts, starts, arena, masks, slots, free })
     }
 
     /// Bytes of heap beside those that the plan counts: where each head lies, and the state of each sequence.
@@ -181,7 +184,8 @@ impl ThinCache {
     /// # Panics
     /// Where no step is under way.
     pub fn steps(&mut self, layer: usize, slot: usize) -> impl Iterator<Item = Result<HeadStep<'_>, Error>> {
-        let Self { plan, window, layouts, starts, arena, masks, slots, .. } = self;
+        let Self { plan, window, score, layouts, starts, arena, masks, slots, .. } = self;
+        let score = *score;
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
         let scored = state.scored + step.new.min(*window);
@@ -191,7 +195,7 @@ impl ThinCache {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, mask, step, pages: &state.pages, scored })
+            Ok(HeadStep { view, mask, step, pages: &state.pages, scored, score, head: index })
         })
     }
 }
@@ -206,6 +210,9 @@ pub struct HeadStep<'a> {
     pages: &'a [u32],
     /// Query rows of each query head in the energies, those of the step included.
     scored: usize,
+    score: Score,
+    /// The head's number among all of the model.
+    head: usize,
 }
 
 impl HeadStep<'_> {
@@ -224,17 +231,45 @@ impl HeadStep<'_> {
         Ok(())
     }
 
+    /// The step.
+    #[must_use]
+    pub fn step(&self) -> &Admission {
+        &self.step
+    }
+
+    /// Whether the step chooses channels.
+    fn chooses(&self) -> bool {
+        self.mask.is_none() && !self.step.new_blocks().is_empty()
+    }
+
+    /// Whether, where the step is a prompt, it is to bring what corrects queries.
+    #[must_use]
+    pub fn learns(&self) -> bool {
+        let layout = self.view.layout();
+        self.chooses()
+            && layout.correction_bytes() > 0
+            && compensate::tells(self.step.thinned, layout.head_dim as usize)
+    }
+
     /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
     /// leaves the ring, stores the rest whole. The queries of the `group` query heads are [counted](Self::add_queries)
-    /// before.
+    /// before. Queries are corrected by what was `learnt`, or else by the means of the keys.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
-    pub fn admit(&mut self, group: usize, rows: Rows<'_>) -> Result<(), Error> {
-        let Self { view, mask, step, pages, scored } = self;
-        if mask.is_none() && !step.new_blocks().is_empty() {
-            **mask = Some(view.choose(step.before.recent as usize, rows, step.new, *scored * group)?);
+    pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
+        if self.chooses() {
+            let Self { view, mask, step, scored, score, head, .. } = self;
+            let scoring = Scoring { score: *score, head: *head, queries: *scored * group };
+            let chosen = view.choose(&scoring, step, rows)?;
+            let moments = match learnt {
+                Some(Learnt { mean, covariance, scratch, .. }) => Moments::Known { mean, covariance, scratch },
+                None => Moments::Tokens { admission: step, rows },
+            };
+            view.correct(&chosen, moments)?;
+            **mask = Some(chosen);
         }
+        let Self { view, mask, step, pages, .. } = self;
         view.admit(step, pages, mask.as_ref(), rows)
     }
 }
@@ -259,6 +294,10 @@ impl Cache for ThinCache {
         self.window
     }
 
+    fn score_by(&mut self, score: Score) {
+        self.score = score;
+    }
+
     fn position(&self, slot: usize) -> usize {
         self.slots[slot].position
     }
@@ -281,7 +320,7 @@ impl Cache for ThinCache {
     fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
         self.check(slot, new)?;
         let state = &mut self.slots[slot];
-        let admission = state.span.admit(new, self.plan.recent, self.plan.window, prompt);
+        let admission = state.span.admit(new, self.plan.retention(), prompt);
         state.before.clear();
         state.before.extend_from_slice(&state.pages);
         let gone = admission.dropped.min(state.pages.len());

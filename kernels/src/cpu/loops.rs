@@ -302,8 +302,10 @@ impl KeyScores<'_> {
         let mut ahead = Ahead::new(if head == 0 { ahead } else { &[] }, BLOCK * kind.bytes());
         let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][..channels]);
         let mut sums = [[simd.splat(0.0); 2]; N];
-        for (channel, keys) in bytes.chunks(stride * kind.bytes()).enumerate().take(channels) {
+        // Channels may lie nearer to each other than 32 lanes: what follows is read then, and of no meaning.
+        for channel in 0..channels {
             ahead.fetch(simd);
+            let keys = &bytes[channel * stride * kind.bytes()..][..BLOCK * kind.bytes()];
             let keys = [load(simd, kind, keys), load(simd, kind, &keys[LANES * kind.bytes()..])];
             for (query, sums) in queries.iter().zip(&mut sums) {
                 let q = simd.splat(query[channel]);

@@ -7,7 +7,9 @@ pub mod attention;
 pub mod bandwidth;
 pub mod cache;
 mod exponential;
+
 pub mod gemm;
+mod learn;
 pub mod linear;
 pub mod loops;
 mod ops;

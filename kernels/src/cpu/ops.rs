@@ -94,7 +94,7 @@ impl Cpu {
             chunks: rows * (width + 2 * inner + inner) * size_of::<f32>(),
             panels: LinearScratch::bytes(threads, rows, &[width, heads * cache.head_dim, inner]),
             packed: Prompt::bytes(&cache, heads, kept, prompt, window),
-            tasks: AttentionScratch::task_bytes(threads, &cache, heads),
+            tasks: AttentionScratch::task_bytes(threads, &cache, heads, prompt, window),
         }
     }
 
@@ -296,7 +296,8 @@ impl ThinOps for Cpu {
     }
 
     fn admit_prompt(&mut self, cache: &mut ThinCache, layer: usize, prompt: &Prompt) -> Result<(), Error> {
-        prompt.admit(&self.pool, cache, layer)
+        let Self { pool, level, attention: scratch, .. } = self;
+        prompt.admit((&*pool, *level), cache, layer, scratch)
     }
 
     fn held(&self, prompt: &Prompt, head: usize, out: &mut HeldHead) {

@@ -146,9 +146,24 @@ impl Pool {
     /// # Panics
     /// As [`run`](Self::run).
     pub fn try_run<E: Send>(&self, tasks: usize, body: &(dyn Fn(usize) -> Result<(), E> + Sync)) -> Result<(), E> {
+        self.try_run_on_threads(tasks, &|task, _| body(task))
+    }
+
+    /// [`run_on_threads`](Self::run_on_threads) for tasks that may fail, as [`try_run`](Self::try_run).
+    ///
+    /// # Errors
+    /// What a task returned.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn try_run_on_threads<E: Send>(
+        &self,
+        tasks: usize,
+        body: &(dyn Fn(usize, usize) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
         let failed = Mutex::new(None);
-        self.run(tasks, &|task| {
-            if let Err(error) = body(task) {
+        self.run_on_threads(tasks, &|task, thread| {
+            if let Err(error) = body(task, thread) {
                 *lock(&failed) = Some(error);
             }
         });

@@ -5,7 +5,14 @@
 //! followed by [admission](Prompt::admit), which thins from here into the cache, or into several. The newest queries stay
 //! beside the keys for it, since they score.
 
-use super::{aligned::AlignedVec, attention::Fused, cache::ThinCache, pool::Pool, simd::LANES};
+use super::{
+    aligned::AlignedVec,
+    attention::{AttentionScratch, Fused},
+    cache::ThinCache,
+    learn::{self, Lesson},
+    pool::Pool,
+    simd::{LANES, Level},
+};
 use crate::ops::{Cache, Heads, HeldHead};
 use std::sync::{Mutex, PoisonError};
 use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows, Span};
@@ -49,9 +56,13 @@ pub(super) const fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(2 * LANES)
 }
 
-/// Channels and lanes of what the cache held of a head: the thin prefix, then the ring.
-const fn past(span: Span, kept: usize, head_dim: usize) -> [(usize, usize); 2] {
-    [(kept, span.blocks as usize * BLOCK), (head_dim, (span.recent as usize).next_multiple_of(BLOCK))]
+/// Channels and lanes of what the cache held of a head: the sinks, the thin prefix, then the ring.
+const fn past(span: Span, kept: usize, head_dim: usize) -> [(usize, usize); 3] {
+    [
+        (head_dim, (span.sinks as usize).next_multiple_of(BLOCK)),
+        (kept, span.blocks as usize * BLOCK),
+        (head_dim, (span.recent as usize).next_multiple_of(BLOCK)),
+    ]
 }
 
 /// Floats of regions together.
@@ -93,7 +104,8 @@ impl Prompt {
         let past = plan.tokens.saturating_sub(prompt);
         let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
         let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
-        let lanes = prompt.next_multiple_of(BLOCK) + recent + 2 * BLOCK;
+        let sinks = past.min(plan.sinks).next_multiple_of(BLOCK);
+        let lanes = prompt.next_multiple_of(BLOCK) + sinks + recent + 2 * BLOCK;
         AlignedVec::bytes(plan.kv_heads * (lanes * whole + blocks * BLOCK * thin))
             + AlignedVec::bytes(heads * window.min(prompt) * plan.head_dim)
     }
@@ -169,36 +181,64 @@ impl Prompt {
         Ok(())
     }
 
-    /// The queries of the newest tokens, at most `most` of them, of each query head of KV head `head`, and how many they are.
-    fn queries(&self, head: usize, most: usize) -> (usize, impl Iterator<Item = &[f32]>) {
+    /// The queries of the newest `count` tokens, of those that are kept, of each query head of KV head `head`.
+    fn queries(&self, head: usize, count: usize) -> impl Iterator<Item = &[f32]> + Clone {
         let Self { heads: Heads { head_dim, .. }, window, .. } = *self;
-        let count = window.min(most);
         let group = self.heads.group();
         let members = self.queries[head * group * window * head_dim..].chunks_exact((window * head_dim).max(1));
-        (count, members.take(group).map(move |member| &member[(window - count) * head_dim..]))
+        members.take(group).map(move |member| &member[(window - count) * head_dim..])
     }
 
-    /// Admits the prompt to `layer` of a cache, all of whose rows are here.
+    /// Admits the prompt to `layer` of a cache, all of whose rows are here. `scratch` has memory for each thread.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
     ///
     /// # Panics
     /// Where rows are missing, or fewer queries were kept than the cache scores by.
-    pub fn admit(&self, pool: &Pool, cache: &mut ThinCache, layer: usize) -> Result<(), Error> {
+    pub fn admit(
+        &self,
+        (pool, level): (&Pool, Level),
+        cache: &mut ThinCache,
+        layer: usize,
+        scratch: &mut AttentionScratch,
+    ) -> Result<(), Error> {
         let Self { slot, heads, rows, held, ref packed, .. } = *self;
+        let (head_dim, group) = (heads.head_dim, heads.group());
         assert_eq!(held, rows, "rows of the layer");
         let scoring = cache.window().min(rows);
         assert!(scoring <= self.window, "{scoring} queries score, and {} are kept", self.window);
+        let CachePlan { sinks, window, .. } = *cache.plan();
+        let (span, position) = (cache.span(slot), cache.position(slot));
+        let kept: Vec<usize> = (0..heads.kv_heads).map(|head| cache.kept(layer, head)).collect();
         let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
-        pool.try_run(steps.len(), &|head| {
-            let (keys, values) = own(packed, rows, heads.head_dim, head);
-            let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(heads.head_dim) };
-            let (count, queries) = self.queries(head, scoring);
+        let lock = |head: usize| steps[head].lock().unwrap_or_else(PoisonError::into_inner);
+        let lesson = learn::len(span.sinks as usize + span.recent as usize + rows, group * scoring, head_dim);
+        let learns = (0..steps.len()).any(|head| lock(head).learns());
+        let memory = scratch.threads(pool.threads(), if learns { lesson } else { 0 });
+        pool.try_run_on_threads(steps.len(), &|head, thread| {
+            let (keys, values) = own(packed, rows, head_dim, head);
+            let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(head_dim) };
+            let queries = || self.queries(head, scoring);
             // The locks are never contended: they are what makes the access safe.
-            let mut step = steps[head].lock().unwrap_or_else(PoisonError::into_inner);
-            step.add_queries(queries.map(|queries| (queries, count, heads.head_dim)))?;
-            step.admit(heads.group(), kv)
+            let mut step = lock(head);
+            step.add_queries(queries().map(|queries| (queries, scoring, head_dim)))?;
+            if !step.learns() {
+                return step.admit(group, kv, None);
+            }
+            let before = kept[..head].iter().map(|&kept| packed_len(&past(span, kept, head_dim), head_dim)).sum();
+            let [first, _, ring, own] = self.regions(head, before, span, kept[head], position);
+            let lesson = Lesson {
+                level,
+                queries: queries(),
+                group,
+                regions: [&first, &ring, &own],
+                sinks,
+                thinned: step.step().thinned,
+                window: window.unwrap_or(usize::MAX),
+            };
+            let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            step.admit(group, kv, Some(lesson.run(head_dim, &mut memory)?))
         })
     }
 
@@ -219,40 +259,51 @@ impl Prompt {
         out.values.clear();
         values.chunks_exact(padded(head_dim)).take(rows).for_each(|value| out.values.extend(&value[..head_dim]));
         out.queries.clear();
-        self.queries(head, window).1.for_each(|queries| out.queries.extend(queries));
+        self.queries(head, window).for_each(|queries| out.queries.extend(queries));
     }
 
-    /// What the queries of KV head `head` see, whose cache before the prompt is `past`: thin prefix, ring, and the new
-    /// tokens so far. `before` are the floats that the heads before it take of the past.
-    pub(super) fn regions(&self, head: usize, before: usize, past: &HeadRef<'_>, position: usize) -> [Region<'_>; 3] {
+    /// What the queries of KV head `head` see, whose cache before the prompt has `span`: sinks, thin prefix with `kept`
+    /// channels, ring, and the new tokens so far. `before` are the floats that the heads before it take of the past.
+    pub(super) fn regions(
+        &self,
+        head: usize,
+        before: usize,
+        span: Span,
+        kept: usize,
+        position: usize,
+    ) -> [Region<'_>; 4] {
         let Heads { kv_heads, head_dim, .. } = self.heads;
-        let (span, padded) = (past.span(), padded(head_dim));
+        let padded = padded(head_dim);
         let rest = &self.packed[kv_heads * Self::own(self.rows, head_dim) + before..];
-        let [(kept, thin), (_, ring)] = self::past(span, past.layout().kept as usize, head_dim);
-        let (thin, rest) = rest.split_at(thin * (kept + padded));
-        let (thin_keys, thin_values) = thin.split_at(span.blocks as usize * BLOCK * kept);
-        let (ring_keys, ring_values) = rest[..ring * (head_dim + padded)].split_at(ring * head_dim);
+        let past = past(span, kept, head_dim);
+        let mut rest = rest;
+        let [sinks, thin, ring] = past.map(|(channels, lanes)| {
+            let (part, tail) = rest.split_at(lanes * (channels + padded));
+            rest = tail;
+            part.split_at(lanes * channels)
+        });
+        let hidden = span.hidden as usize;
         let (keys, values) = own(&self.packed, self.rows, head_dim, head);
-        let (position, hidden, recent) = (position as isize, span.hidden as usize, span.recent as usize);
-        let whole = Region { keys, values, channels: head_dim, lanes: self.held, hidden: 0, position, thin: false };
+        let position = position as isize;
+        let whole = |(keys, values), lanes, position| Region {
+            keys,
+            values,
+            channels: head_dim,
+            lanes,
+            hidden: 0,
+            position,
+            thin: false,
+        };
         [
+            whole(sinks, span.sinks as usize, 0),
             Region {
-                keys: thin_keys,
-                values: thin_values,
                 channels: kept,
-                lanes: hidden + span.prefix(),
                 hidden,
-                position: position - (span.tokens() + hidden) as isize,
                 thin: true,
+                ..whole(thin, hidden + span.prefix(), position - (span.run() + hidden) as isize)
             },
-            Region {
-                keys: ring_keys,
-                values: ring_values,
-                lanes: recent,
-                position: position - recent as isize,
-                ..whole
-            },
-            whole,
+            whole(ring, span.recent as usize, position - span.recent as isize),
+            whole((keys, values), self.held, position),
         ]
     }
 }
@@ -300,16 +351,24 @@ fn pack_head(head: &HeadRef<'_>, packed: &mut [f32]) -> Result<(), Error> {
     let padded = padded(head_dim);
     // Padding that something else was in before.
     packed.fill(0.0);
-    let [(kept, thin), (_, ring)] = past(span, head.layout().kept as usize, head_dim);
-    let (prefix, recent) = packed.split_at_mut(thin * (kept + padded));
-    let (keys, values) = prefix.split_at_mut(thin * kept);
+    let (mut rest, past) = (packed, past(span, head.layout().kept as usize, head_dim));
+    let [sinks, thin, ring] = past.map(|(channels, lanes)| {
+        let part = rest.split_off_mut(..lanes * (channels + padded)).unwrap_or_default();
+        part.split_at_mut(lanes * channels)
+    });
+    let ((keys, values), kept) = (thin, past[1].0);
     for block in 0..span.blocks as usize {
         head.read_key_block(block, &mut keys[block * BLOCK * kept..][..BLOCK * kept])?;
         head.read_value_block(block, &mut values[block * BLOCK * padded..][..BLOCK * padded], padded)?;
     }
-    let (keys, values) = recent.split_at_mut(ring * head_dim);
     let mut key = [0.0; thinkey_core::MAX_HEAD_DIM];
     let key = &mut key[..head_dim];
+    let (keys, values) = sinks;
+    for token in 0..span.sinks as usize {
+        head.read_sink(token, key, &mut values[token * padded..][..head_dim])?;
+        put_key(keys, token, key);
+    }
+    let (keys, values) = ring;
     for token in 0..span.recent as usize {
         head.read_recent(token, key, &mut values[token * padded..][..head_dim])?;
         put_key(keys, token, key);
@@ -337,6 +396,7 @@ mod tests {
         fn packed_regions_stay_within_what_is_told(
             head_dim in 8usize..80,
             thinned in 0usize..8,
+            sinks in prop_oneof![Just(0usize), 1usize..40],
             recent in 0usize..100,
             window in prop::option::of(1usize..400),
             tokens in 1usize..700,
@@ -346,13 +406,14 @@ mod tests {
         ) {
             let (kind, kept, kv_heads) = (StorageKind::F32, head_dim - thinned, 2);
             let plan = CachePlan {
-                layers: 2, kv_heads, head_dim, recent, slots: 1, tokens, window, keys: kind, values: kind,
+                layers: 2, kv_heads, head_dim, sinks, recent, corrected: false, slots: 1, tokens, window, keys: kind,
+                values: kind,
             };
             let heads = Heads { heads: 4, kv_heads, head_dim };
             let most = Prompt::bytes(&plan, heads.heads, kept, prompt, scoring);
             // One layer is thinner than the other, or as thick.
             let mut cache = ThinCache::new(plan, scoring, |layer, head| if layer == head { kept } else { kept.div_ceil(2) }).unwrap();
-            let pool = Pool::new(1).unwrap();
+            let (pool, mut scratch) = (Pool::new(1).unwrap(), AttentionScratch::default());
             for (is_prompt, new) in feeds {
                 let new = new.min(prompt).min(tokens - cache.position(0));
                 if new == 0 {
@@ -367,7 +428,7 @@ mod tests {
                     let fused = Fused::new(&data, heads);
                     for layer in 0..2 {
                         held.hold(&pool, &cache, layer, fused).unwrap();
-                        held.admit(&pool, &mut cache, layer).unwrap();
+                        held.admit((&pool, Level::best()), &mut cache, layer, &mut scratch).unwrap();
                     }
                     cache.commit(0);
                 }

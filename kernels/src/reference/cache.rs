@@ -1,12 +1,18 @@
 //! A thin cache of plain tensors.
 
+use super::correction::{self, Correction, weights};
 use crate::{
     cpu::cache::CacheError,
     ops::{Cache, Heads},
 };
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
-use thinkey_core::{Admission, CacheBytes, CachePlan, Error, Span, StorageKind, storage::Form};
+use thinkey_core::{
+    Admission, CacheBytes, CachePlan, Error, Span, StorageKind,
+    channel::{compensate, random},
+    policy::Score,
+    storage::Form,
+};
 
 /// Keys and values of consecutive tokens of one head, stored as the plan says.
 #[derive(Clone, Debug)]
@@ -51,19 +57,23 @@ impl<B: Backend> Tokens<B> {
 /// What one head holds of one sequence.
 #[derive(Clone, Debug)]
 pub(super) struct Head<B: Backend> {
+    /// First tokens, whole.
+    pub(super) sinks: Option<Tokens<B>>,
     /// Thin tokens.
     pub(super) prefix: Option<Tokens<B>>,
     /// Whole tokens.
     pub(super) recent: Option<Tokens<B>>,
     /// Channels kept, ascending.
     pub(super) mask: Option<Tensor<B, 1, Int>>,
+    /// How queries are corrected for the channels that are not kept.
+    pub(super) correction: Option<Correction<B>>,
     /// Sum of the squares of the queries so far, [D].
     energy: Option<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Default for Head<B> {
     fn default() -> Self {
-        Self { prefix: None, recent: None, mask: None, energy: None }
+        Self { sinks: None, prefix: None, recent: None, mask: None, correction: None, energy: None }
     }
 }
 
@@ -83,6 +93,7 @@ pub struct ReferenceCache<B: Backend> {
     plan: CachePlan,
     planned: CacheBytes,
     window: usize,
+    score: Score,
     /// Channels kept, one a layer and head.
     kept: Vec<usize>,
     slots: Vec<Slot>,
@@ -107,6 +118,7 @@ impl<B: Backend> ReferenceCache<B> {
             plan,
             planned: plan.bytes(kept)?,
             window,
+            score: Score::default(),
             kept: (0..heads).map(|head| kept(head / plan.kv_heads, head % plan.kv_heads)).collect(),
             slots: vec![Slot::default(); plan.slots],
             heads: vec![Head::default(); heads * plan.slots],
@@ -136,8 +148,15 @@ impl<B: Backend> ReferenceCache<B> {
         Tensor::from_data(TensorData::new(rounded, shape), &self.device)
     }
 
-    /// Admits the fused rows of new tokens of `slot` to a layer.
-    pub(super) fn admit(&mut self, layer: usize, slot: usize, fused: Tensor<B, 2>, heads: Heads) -> Result<(), Error> {
+    /// Admits the fused rows of new tokens of `slot` to a layer; `prompt` where they come from a prompt.
+    pub(super) fn admit(
+        &mut self,
+        layer: usize,
+        slot: usize,
+        fused: Tensor<B, 2>,
+        heads: Heads,
+        prompt: bool,
+    ) -> Result<(), Error> {
         let step = self.slots[slot].step.expect("a step is under way");
         let (rows, dim) = (fused.dims()[0], heads.head_dim);
         let scoring = rows.min(self.window);
@@ -164,11 +183,55 @@ impl<B: Backend> ReferenceCache<B> {
                         None => keys.clone(),
                     };
                     let tokens = all.dims()[0];
-                    let score = energy / queries as f32 * squares(all) / tokens as f32;
-                    head.mask = Some(self.best(score, self.kept[index % self.kept.len()])?);
+                    let at = index % self.kept.len();
+                    let score = match self.score {
+                        Score::Query => energy / queries as f32 * squares(all.clone()) / tokens as f32,
+                        Score::Sample { tokens: most } => {
+                            let every = tokens.div_ceil(most.max(1) as usize) as i32;
+                            let rows = Tensor::arange_step(0..tokens as i64, every as usize, &self.device);
+                            let count = rows.dims()[0];
+                            energy / queries as f32 * squares(all.clone().select(0, rows)) / count as f32
+                        }
+                        Score::L1 => all.clone().abs().mean_dim(0).reshape([dim]),
+                        Score::L2 => (squares(all.clone()) / tokens as f32).sqrt(),
+                        Score::Random { seed } => {
+                            let mut scores = vec![0.0; dim];
+                            random::random(seed, at, &mut scores);
+                            Tensor::from_data(TensorData::new(scores, [dim]), &self.device)
+                        }
+                        Score::Sketch { .. } => return Err(Error::Inconsistent { what: "score" }),
+                    };
+                    let mask = self.best(score, self.kept[at])?;
+                    if self.plan.corrected {
+                        let (held, thinned) = (step.before.recent as usize, step.thinned);
+                        let correction = if prompt && compensate::tells(thinned, dim) {
+                            let queries = column(kv_head * heads.group() * dim, heads.group() * dim);
+                            let queries = queries.narrow(0, rows - scoring, scoring);
+                            let seen = match &head.sinks {
+                                Some(sinks) => Tensor::cat(vec![sinks.keys(), all], 0),
+                                None => all,
+                            };
+                            let first = step.after.sinks as usize;
+                            let window = self.plan.window.unwrap_or(usize::MAX);
+                            let weights = weights(queries, seen.clone(), first..first + thinned, window, first);
+                            correction::learn(seen.narrow(0, first, thinned), weights, &mask)
+                        } else {
+                            // Sinks come before all others: where some are among the new tokens, nothing is held.
+                            correction::means(all.narrow(0, step.sunk, held + rows - step.sunk), &mask)
+                        };
+                        head.correction = Some(correction);
+                    }
+                    head.mask = Some(mask);
                 }
             }
             let new = Tokens { keys: self.stored(keys, self.plan.keys), values: self.stored(values, self.plan.values) };
+            if let Some(sunk) = new.part(0, step.sunk) {
+                head.sinks = Some(Tokens::join(head.sinks.take(), sunk));
+            }
+            let Some(new) = new.part(step.sunk, rows - step.sunk) else {
+                self.heads[index] = head;
+                continue;
+            };
             let whole = Tokens::join(head.recent.take(), new);
             if let (Some(mask), Some(thinned)) = (&head.mask, whole.part(0, step.thinned)) {
                 let thinned = Tokens { keys: thinned.keys.select(1, mask.clone()), values: thinned.values };
@@ -214,11 +277,15 @@ impl<B: Backend> Cache for ReferenceCache<B> {
     }
 
     fn allocated(&self) -> usize {
-        self.heads.iter().flat_map(|head| [&head.prefix, &head.recent]).flatten().map(Tokens::bytes).sum()
+        self.heads.iter().flat_map(|head| [&head.sinks, &head.prefix, &head.recent]).flatten().map(Tokens::bytes).sum()
     }
 
     fn window(&self) -> usize {
         self.window
+    }
+
+    fn score_by(&mut self, score: Score) {
+        self.score = score;
     }
 
     fn position(&self, slot: usize) -> usize {
@@ -228,7 +295,7 @@ impl<B: Backend> Cache for ReferenceCache<B> {
     fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
         self.check(slot, new)?;
         let state = &mut self.slots[slot];
-        state.step = Some(state.span.admit(new, self.plan.recent, self.plan.window, prompt));
+        state.step = Some(state.span.admit(new, self.plan.retention(), prompt));
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 mod attention;
 mod cache;
+mod correction;
 
 pub use cache::ReferenceCache;
 
@@ -187,7 +188,7 @@ impl<B: Backend> ThinOps for Reference<B> {
         heads: Heads,
     ) -> Result<(), Error> {
         let mut rows = slots.iter().enumerate();
-        rows.try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads))
+        rows.try_for_each(|(row, &slot)| cache.admit(layer, slot, fused.clone().narrow(0, row, 1), heads, false))
     }
 
     fn attend(
@@ -230,7 +231,7 @@ impl<B: Backend> ThinOps for Reference<B> {
     }
 
     fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &Self::Prompt) -> Result<(), Error> {
-        cache.admit(layer, prompt.slot, prompt.fused(), prompt.heads)
+        cache.admit(layer, prompt.slot, prompt.fused(), prompt.heads, true)
     }
 
     fn held(&self, prompt: &Self::Prompt, head: usize, out: &mut HeldHead) {

@@ -5,7 +5,7 @@ use super::{
     budget::share,
     inspect::lambda,
     memory::peak_bytes,
-    options::{KvType, ProcessorOptions},
+    options::{ProcessorOptions, kv_type, stored},
     progress,
     pull::pull,
 };
@@ -14,12 +14,13 @@ use serde_json::json;
 use std::io::Write;
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
-    engine::{self, Device, Engine, SessionOptions},
+    engine::{self, Device, Engine},
     model::{Profile, transformer::WINDOW},
-    store::{DEFAULT, Store},
+    policy::{CacheDesign, Calibration},
+    store::{self, DEFAULT},
     weights::Checkpoint,
 };
-use thinkey_core::{Lambda, StorageKind};
+use thinkey_core::{Lambda, Policy, policy::Store};
 use thinkey_kernels::cpu::{bandwidth::read_bandwidth, pool::Pool};
 
 /// Bytes that the bandwidth is measured over: more than any cache holds.
@@ -49,15 +50,18 @@ pub struct Arguments {
     /// Repetitions of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     repetitions: u16,
-    /// Shares of key channels to prune, 0 ≤ λ < 1: everything is measured with each
-    #[arg(long, value_delimiter = ',', default_value = "0.5", value_parser = lambda)]
+    /// What the cache does, see `thinkey generate --help`; given several times, everything is measured with each
+    #[arg(long, default_value = "think")]
+    policy: Vec<Policy>,
+    /// Shares of key channels to prune in place of the policy's, 0 ≤ λ < 1: everything is measured with each
+    #[arg(long, value_delimiter = ',', value_parser = lambda)]
     lambda: Vec<Lambda>,
     /// Newest tokens kept whole
     #[arg(long, default_value_t = 32)]
     recent: usize,
-    /// How keys and values are stored: everything is measured with each
-    #[arg(long, value_delimiter = ',', default_value = "f16")]
-    kv_type: Vec<KvType>,
+    /// How keys and values are stored in place of the policy's: everything is measured with each
+    #[arg(long, value_delimiter = ',', value_parser = kv_type())]
+    kv_type: Vec<Store>,
     /// Where to compute
     #[arg(long, default_value_t = Device::Ndarray)]
     device: Device,
@@ -71,8 +75,26 @@ pub struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    /// Every policy with every λ and every kind.
+    fn policies(&self) -> Result<Vec<Policy>, CliError> {
+        /// What is given, or nothing, once.
+        fn each<T: Copy>(given: &[T]) -> Vec<Option<T>> {
+            if given.is_empty() { vec![None] } else { given.iter().copied().map(Some).collect() }
+        }
+        let mut policies = Vec::new();
+        for &policy in &self.policy {
+            for lambda in each(&self.lambda) {
+                let policy = lambda.map_or(Ok(policy), |lambda| policy.with_lambda(lambda))?;
+                policies.extend(each(&self.kv_type).into_iter().map(|kind| stored(policy, kind)));
+            }
+        }
+        Ok(policies)
+    }
+}
+
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
-    let path = pull(&Store::open()?, &arguments.model)?;
+    let path = pull(&store::Store::open()?, &arguments.model)?;
     let checkpoint = Checkpoint::open(&path)?;
     let engine_options = arguments.processor.engine(arguments.device);
     let threads = engine_options.threads;
@@ -88,31 +110,31 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     if needed > context {
         return Err(CliError::Depth { needed, context });
     }
-    let head_dim = engine.config().head_dim;
+    let calibration = Calibration::find(&checkpoint)?;
 
     let bar = progress::spinner();
     let mut series = Vec::new();
-    for &lambda in &arguments.lambda {
-        for &kind in &arguments.kv_type {
-            let kind = StorageKind::from(kind);
-            let mut tell = |step| {
-                bar.tick();
-                let what = match step {
-                    BenchStep::Prefill(tokens) => format!("prefill of {tokens} tokens"),
-                    BenchStep::Decode(depth) => format!("decode at depth {depth}"),
-                };
-                bar.set_message(format!("λ = {}, {}: {what}", share(lambda), kind.name()));
+    for policy in arguments.policies()? {
+        let design = CacheDesign::new(policy, engine.config(), calibration.as_ref())?;
+        let mut tell = |step| {
+            bar.tick();
+            let what = match step {
+                BenchStep::Prefill(tokens) => format!("prefill of {tokens} tokens"),
+                BenchStep::Decode(depth) => format!("decode at depth {depth}"),
             };
-            let plan = engine.config().cache_plan(1, needed, arguments.recent, kind);
-            let mut session = engine.session(SessionOptions { plan, window: WINDOW }, |_, _| lambda.kept(head_dim))?;
-            series.push(Series {
-                lambda: share(lambda),
-                kv_type: kind.name(),
-                cache_bytes: session.planned().total(),
-                prefill: bench::prefill(&mut engine, &mut session, &options, &mut tell)?,
-                decode: bench::decode(&mut engine, &mut session, &checkpoint, lambda, &options, &mut tell)?,
-            });
-        }
+            bar.set_message(format!("{policy}: {what}"));
+        };
+        let mut session = engine
+            .session(design.options(1, needed, arguments.recent, WINDOW), |layer, head| design.kept(layer, head))?;
+        series.push(Series {
+            policy: policy.to_string(),
+            lambda: policy.lambda().map(share),
+            keys: policy.keys.name(),
+            values: policy.values.name(),
+            cache_bytes: session.planned().total(),
+            prefill: bench::prefill(&mut engine, &mut session, &options, &mut tell)?,
+            decode: bench::decode(&mut engine, &mut session, &checkpoint, &design, &options, &mut tell)?,
+        });
     }
     // Before the bandwidth's buffer.
     let peak = peak_bytes();
@@ -151,8 +173,10 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
 /// What was measured with one kind of cache.
 #[derive(Serialize)]
 struct Series {
-    lambda: f64,
-    kv_type: &'static str,
+    policy: String,
+    lambda: Option<f64>,
+    keys: &'static str,
+    values: &'static str,
     cache_bytes: usize,
     prefill: Vec<PrefillRow>,
     decode: Vec<DecodeRow>,
@@ -167,7 +191,7 @@ impl Series {
                 parts.parts().map(|(name, seconds)| format!("{name} {:.1}%", 100.0 * seconds / total)).into();
             if profile { writeln!(out, "      {}", shares.join(", ")) } else { Ok(()) }
         };
-        writeln!(out, "λ = {}, {} cache", self.lambda, self.kv_type)?;
+        writeln!(out, "{}", self.policy)?;
         for PrefillRow { tokens, speed: row, profile } in &self.prefill {
             writeln!(out, "  prefill {tokens:5}       {}", speed(*row))?;
             parts(out, profile)?;

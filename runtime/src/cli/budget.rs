@@ -7,6 +7,7 @@ use std::{fmt, str::FromStr};
 use thinkey::{
     engine::Device,
     plan::{MemoryPlan, Planner, Workload},
+    policy::{CacheDesign, Calibration},
     weights::Checkpoint,
 };
 use thinkey_core::Lambda;
@@ -34,11 +35,11 @@ pub fn share(lambda: Lambda) -> f64 {
 }
 
 /// What a model is run with, once its memory is planned.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Budget {
-    /// λ, as given or as found.
-    pub lambda: Lambda,
-    /// Whether it was found.
+    /// What the cache does and keeps.
+    pub design: CacheDesign,
+    /// Whether its λ was found.
     auto: bool,
     /// Bytes planned, where the device is one that is planned for.
     planned: Option<usize>,
@@ -55,35 +56,49 @@ impl Budget {
     pub fn plan(options: &Options, checkpoint: &Checkpoint, context: usize, prompt: usize) -> Result<Self, CliError> {
         let allowed = options.cache.max_memory();
         let choice = options.cache.lambda();
-        let auto = choice == LambdaChoice::Auto;
+        let auto = choice == Some(LambdaChoice::Auto);
         if auto && allowed.is_none() {
             return Err(CliError::AutoWithoutBudget);
         }
-        let lambda = match choice {
-            LambdaChoice::Fixed(lambda) => lambda,
+        let (calibration, device) = (Calibration::find(checkpoint)?, options.model.device());
+        let planner = Planner::new(checkpoint, calibration.as_ref());
+        let policy = options.cache.policy(calibration.is_some(), device);
+        let policy = match choice {
+            None => policy,
+            Some(LambdaChoice::Fixed(lambda)) => policy.with_lambda(lambda)?,
             // Where nothing fits, what is needed is told for the least that there is.
-            LambdaChoice::Auto => Lambda::from_per_mille(999)?,
+            Some(LambdaChoice::Auto) => match planner.largest_lambda(policy) {
+                Some(lambda) => policy.with_lambda(lambda)?,
+                None => policy,
+            },
         };
-        if options.model.device() != Device::Ndarray {
+        if device != Device::Ndarray {
             return match allowed {
-                Some(_) => Err(CliError::BudgetDevice { device: options.model.device() }),
-                None => Ok(Self { lambda, auto, planned: None, allowed }),
+                Some(_) => Err(CliError::BudgetDevice { device }),
+                None => Ok(Self { design: planner.design(policy)?, auto, planned: None, allowed }),
             };
         }
-        let planner = Planner::new(checkpoint);
-        let workload = options.workload(context, Some(prompt), lambda);
+        let workload = options.workload(context, Some(prompt), policy);
         let Some(budget) = allowed else {
-            return Ok(Self { lambda, auto, planned: Some(planner.plan(&workload)?.total()), allowed });
+            let planned = Some(planner.plan(&workload)?.total());
+            return Ok(Self { design: planner.design(policy)?, auto, planned, allowed });
         };
-        let lambda = if auto { planner.smallest_lambda(&workload, budget).unwrap_or(lambda) } else { lambda };
-        let plan = planner.plan(&Workload { lambda, ..workload })?;
+        let found = if auto { planner.smallest_lambda(&workload, budget) } else { None };
+        let policy = found.map_or(Ok(policy), |lambda| policy.with_lambda(lambda))?;
+        let plan = planner.plan(&Workload { policy, ..workload })?;
         if plan.total() > budget {
             return Err(CliError::Memory(Box::new(TooLarge::new(&planner, &workload, &plan, budget))));
         }
-        if auto {
-            eprintln!("thinkey: λ = {} is the smallest that fits {}", share(lambda), HumanBytes(budget as u64));
+        let budget = Self { design: planner.design(policy)?, auto, planned: Some(plan.total()), allowed };
+        if let (true, Some(allowed)) = (auto, allowed) {
+            eprintln!("thinkey: λ = {} is the smallest that fits {}", budget.lambda(), HumanBytes(allowed as u64));
         }
-        Ok(Self { lambda, auto, planned: Some(plan.total()), allowed })
+        Ok(budget)
+    }
+
+    /// λ as a number, for people.
+    fn lambda(&self) -> f64 {
+        self.design.policy().lambda().map_or(0.0, share)
     }
 
     /// Whether λ was found and not given.
@@ -103,7 +118,7 @@ impl fmt::Display for Budget {
         if let (Some(planned), Some(allowed)) = (self.planned, self.allowed) {
             let how = if self.auto { "chosen" } else { "given" };
             let (planned, allowed) = (HumanBytes(planned as u64), HumanBytes(allowed as u64));
-            write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", share(self.lambda))?;
+            write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", self.lambda())?;
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ impl<'a> Chat<'a> {
         // A conversation that is read anew may be as long as the context.
         let budget = Budget::plan(options, &checkpoint, planned, planned)?;
         let engine = options.model.load(&checkpoint)?;
-        let session = options.cache.session(&engine, planned, budget.lambda)?;
+        let session = options.cache.session(&engine, planned, &budget.design)?;
         let mut chat = Self {
             options,
             system: arguments.system.as_deref(),

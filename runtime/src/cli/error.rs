@@ -4,9 +4,16 @@ use super::budget::TooLarge;
 use rustyline::error::ReadlineError;
 use std::{io, path::PathBuf};
 use thinkey::{
-    engine::Device, eval::EvalError, model::ModelError, sample::SamplingError, store::StoreError, text::TextError,
+    engine::Device,
+    eval::EvalError,
+    model::ModelError,
+    policy::{CalibrationError, DesignError},
+    sample::SamplingError,
+    store::StoreError,
+    text::TextError,
     weights::WeightsError,
 };
+use thinkey_core::policy::PolicyError;
 
 /// What ends a command: one line, with the cause and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +27,15 @@ pub enum CliError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] thinkey_core::Error),
+    /// The cache's policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The cache's policy, for this model.
+    #[error(transparent)]
+    Design(#[from] DesignError),
+    /// The model's calibration.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// The tokenizer or chat template.
     #[error(transparent)]
     Text(#[from] TextError),

@@ -72,7 +72,7 @@ pub fn one(
     let budget = Budget::plan(options, &checkpoint, planned, tokens.len())?;
     announce(tokens.len())?;
     let mut engine = model.load(&checkpoint)?;
-    let mut session = cache.session(&engine, planned, budget.lambda)?;
+    let mut session = cache.session(&engine, planned, &budget.design)?;
 
     interrupt::take_over()?;
     let mut out = io::stdout().lock();

@@ -3,6 +3,7 @@
 mod answer;
 mod bench;
 mod budget;
+mod calibrate;
 mod chat;
 mod demo;
 mod error;
@@ -47,6 +48,8 @@ enum Command {
     Eval(eval::Arguments),
     /// Plan the memory that a model takes, and show what fits
     Plan(plan::Arguments),
+    /// Measure once how many channels each head of a model is worth
+    Calibrate(calibrate::Arguments),
     /// Show what a model is, and the bytes of its cache, whole and thin
     Inspect(inspect::Arguments),
 }
@@ -65,6 +68,7 @@ pub fn run() -> Result<ExitCode, CliError> {
         Some(Command::Bench(arguments)) => bench::run(&arguments).map(done),
         Some(Command::Eval(arguments)) => eval::run(&arguments).map(done),
         Some(Command::Plan(arguments)) => plan::run(&arguments).map(done),
+        Some(Command::Calibrate(arguments)) => calibrate::run(&arguments).map(done),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments).map(done),
     }
 }

@@ -1,18 +1,22 @@
 //! What generate and chat have in common: options of the model, of its cache and of sampling.
 
 use super::{CliError, budget::LambdaChoice, progress, pull::pull, size::Size};
-use clap::Parser;
+use clap::{
+    Parser,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
 use thinkey::{
-    engine::{Activations, Device, Engine, EngineOptions, Session, SessionOptions},
+    engine::{Activations, Device, Engine, EngineOptions, Session},
     model::transformer::WINDOW,
     plan::Workload,
+    policy::{self, CacheDesign},
     sample::{Sampler, Sampling},
-    store::{DEFAULT, Store},
+    store::{self, DEFAULT},
     text::{ChatTemplate, Tokenizer},
     weights::Checkpoint,
 };
-use thinkey_core::{Lambda, StorageKind};
+use thinkey_core::{Policy, StorageKind, policy::Store};
 
 /// Options of the model, of its cache and of sampling.
 #[derive(clap::Args)]
@@ -65,9 +69,11 @@ enum ActivationType {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheOptions {
-    /// Share of key channels to prune, 0 ≤ λ < 1; auto is the smallest that fits --max-memory
-    #[arg(long, default_value = "0.5", value_name = "LAMBDA")]
-    lambda: LambdaChoice,
+    #[command(flatten)]
+    policy: PolicyOptions,
+    /// Share of key channels to prune in place of the policy's, 0 ≤ λ < 1; auto is the smallest that fits --max-memory
+    #[arg(long, value_name = "LAMBDA")]
+    lambda: Option<LambdaChoice>,
     /// Newest tokens kept whole
     #[arg(long, default_value_t = 32)]
     recent: usize,
@@ -77,35 +83,46 @@ pub struct CacheOptions {
     /// Tokens the cache is planned for [default: generate: prompt and answer; chat: the model's context, at most 8192]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// How keys and values are stored; the newest tokens of int8 and int4 stay in f16
-    #[arg(long, default_value = "f16")]
-    kv_type: KvType,
     /// Refuse to load what would take more memory, weights included, as 2GiB or 500MB: the total of `thinkey plan`, on top
     /// of which come the program itself and the tokenizer
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<Size>,
 }
 
-/// How keys and values are stored.
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum KvType {
-    F32,
-    F16,
-    /// 8-bit codes in groups of 32
-    Int8,
-    /// 4-bit codes in groups of 32
-    Int4,
+/// What the cache does.
+#[derive(clap::Args)]
+pub struct PolicyOptions {
+    /// What the cache does: a preset (full, think, quality, balanced, small) and slots that differ from it, as
+    /// `balanced,lambda=.6,values=int8` [default: balanced, or what the model and the device allow of it]
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<Policy>,
+    /// How keys and values are stored in place of the policy's; the newest tokens of quantised ones stay in f16
+    #[arg(long, value_parser = kv_type())]
+    kv_type: Option<Store>,
 }
 
-impl From<KvType> for StorageKind {
-    fn from(kind: KvType) -> Self {
-        match kind {
-            KvType::F32 => Self::F32,
-            KvType::F16 => Self::F16,
-            KvType::Int8 => Self::Int8,
-            KvType::Int4 => Self::Int4,
-        }
+impl PolicyOptions {
+    /// The policy asked for, or else the default for a model that is `calibrated` or not, on `device`.
+    pub fn policy(&self, calibrated: bool, device: Device) -> Policy {
+        stored(self.policy.unwrap_or_else(|| policy::default(calibrated, device)), self.kv_type)
     }
+}
+
+/// `policy` with keys and values stored as `kind`, where it is given.
+pub fn stored(policy: Policy, kind: Option<Store>) -> Policy {
+    match kind {
+        Some(kind) => Policy { keys: kind, values: kind, ..policy },
+        None => policy,
+    }
+}
+
+/// Reads how numbers are stored.
+pub fn kv_type() -> impl TypedValueParser<Value = Store> {
+    let kinds = Store::ALL.into_iter().filter(|&kind| StorageKind::try_from(kind).is_ok());
+    PossibleValuesParser::new(kinds.map(Store::name)).map(|name| {
+        let kind = Store::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.unwrap_or_default()
+    })
 }
 
 /// How the next token is chosen.
@@ -149,11 +166,10 @@ impl Default for Options {
 
 impl Options {
     /// What one sequence of `context` tokens is, of which at most `prompt` are fed at once.
-    pub fn workload(&self, context: usize, prompt: Option<usize>, lambda: Lambda) -> Workload {
-        let kind = self.cache.kind();
+    pub fn workload(&self, context: usize, prompt: Option<usize>, policy: Policy) -> Workload {
         let (recent, window) = (self.cache.recent, self.cache.window());
         let threads = threads(self.model.processor.threads);
-        Workload { context, prompt, slots: 1, lambda, recent, window, keys: kind, values: kind, threads }
+        Workload { context, prompt, slots: 1, policy, recent, window, threads }
     }
 }
 
@@ -170,7 +186,7 @@ impl ModelOptions {
 
     /// Finds the model, pulling it if need be, and opens its headers and tokenizer.
     pub fn open(&self) -> Result<(Checkpoint, Tokenizer), CliError> {
-        let checkpoint = Checkpoint::open(&pull(&Store::open()?, &self.model)?)?;
+        let checkpoint = Checkpoint::open(&pull(&store::Store::open()?, &self.model)?)?;
         let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
         Ok((checkpoint, tokenizer))
     }
@@ -219,16 +235,19 @@ impl CacheOptions {
         }
     }
 
-    /// One empty sequence of at most `tokens` tokens, with this λ.
-    pub fn session(&self, engine: &Engine, tokens: usize, lambda: Lambda) -> Result<Session, CliError> {
-        let config = engine.config();
-        let plan = config.cache_plan(1, tokens, self.recent, self.kind());
-        let options = SessionOptions { plan, window: self.window.get() };
-        Ok(engine.session(options, |_, _| lambda.kept(config.head_dim))?)
+    /// One empty sequence of at most `tokens` tokens.
+    pub fn session(&self, engine: &Engine, tokens: usize, design: &CacheDesign) -> Result<Session, CliError> {
+        let options = design.options(1, tokens, self.recent, self.window.get());
+        Ok(engine.session(options, |layer, head| design.kept(layer, head))?)
     }
 
-    /// λ, or how to find it.
-    pub fn lambda(&self) -> LambdaChoice {
+    /// The policy, its λ aside.
+    pub fn policy(&self, calibrated: bool, device: Device) -> Policy {
+        self.policy.policy(calibrated, device)
+    }
+
+    /// λ, or how to find it, where the policy's is not meant.
+    pub fn lambda(&self) -> Option<LambdaChoice> {
         self.lambda
     }
 
@@ -245,11 +264,6 @@ impl CacheOptions {
     /// R.
     pub fn recent(&self) -> usize {
         self.recent
-    }
-
-    /// How keys and values are stored.
-    pub fn kind(&self) -> StorageKind {
-        self.kv_type.into()
     }
 }
 

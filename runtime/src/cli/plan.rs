@@ -4,7 +4,7 @@ use super::{
     CliError,
     budget::share,
     inspect::lambda,
-    options::{KvType, threads},
+    options::{PolicyOptions, threads},
     size::Size,
 };
 use indicatif::HumanBytes;
@@ -14,8 +14,10 @@ use std::{
     num::NonZeroUsize,
 };
 use thinkey::{
+    engine::Device,
     model::transformer::WINDOW,
     plan::{MemoryPlan, Planner, Workload},
+    policy::Calibration,
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
@@ -39,15 +41,14 @@ pub struct Arguments {
     /// Sequences at a time
     #[arg(long, default_value = "1", value_name = "SEQUENCES")]
     batch: NonZeroUsize,
-    /// Share of key channels to prune, 0 ≤ λ < 1
-    #[arg(long, default_value = "0.5", value_parser = lambda)]
-    lambda: Lambda,
+    #[command(flatten)]
+    policy: PolicyOptions,
+    /// Share of key channels to prune in place of the policy's, 0 ≤ λ < 1
+    #[arg(long, value_parser = lambda)]
+    lambda: Option<Lambda>,
     /// Newest tokens kept whole
     #[arg(long, default_value_t = 32)]
     recent: usize,
-    /// How keys and values are stored
-    #[arg(long, default_value = "f16")]
-    kv_type: KvType,
     /// Threads on the processor [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -65,18 +66,19 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         }
         planned => planned.unwrap_or(config.context),
     };
+    let calibration = Calibration::find(&checkpoint)?;
+    let policy = arguments.policy.policy(calibration.is_some(), Device::Ndarray);
+    let policy = arguments.lambda.map_or(Ok(policy), |lambda| policy.with_lambda(lambda))?;
     let workload = Workload {
         context,
         prompt: arguments.prompt.map(NonZeroUsize::get),
         slots: arguments.batch.get(),
-        lambda: arguments.lambda,
+        policy,
         recent: arguments.recent,
         window: WINDOW,
-        keys: arguments.kv_type.into(),
-        values: arguments.kv_type.into(),
         threads: threads(arguments.threads),
     };
-    let planner = Planner::new(&checkpoint);
+    let planner = Planner::new(&checkpoint, calibration.as_ref());
     let report = Report::new(&planner, workload, arguments.memory)?;
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -93,6 +95,8 @@ struct Report {
     workload: Workload,
     thin: MemoryPlan,
     whole: MemoryPlan,
+    /// Bytes of the same tokens without blocks and masks.
+    whole_cache: usize,
     fit: Option<Fit>,
 }
 
@@ -114,7 +118,9 @@ fn parts(plan: &MemoryPlan) -> [(&'static str, Vec<(&'static str, usize)>); 4] {
             vec![
                 ("prefix keys", cache.prefix_keys),
                 ("prefix values", cache.prefix_values),
+                ("sinks", cache.sinks),
                 ("recent tokens", cache.recent),
+                ("corrections", cache.corrections),
                 ("query energies", cache.energies),
                 ("masks", cache.masks),
                 ("page tables", cache.tables),
@@ -142,18 +148,20 @@ fn sum(parts: &[(&'static str, usize)]) -> usize {
 
 impl Report {
     fn new(planner: &Planner<'_>, workload: Workload, memory: Option<Size>) -> Result<Self, CliError> {
-        let all = Workload { lambda: Lambda::WHOLE, ..workload };
+        let all = Workload { policy: workload.policy.with_lambda(Lambda::WHOLE)?, ..workload };
         let fit = |Size(budget)| Fit {
             budget,
             context: [&workload, &all].map(|workload| planner.longest_context(workload, budget)),
             batch: [&workload, &all].map(|workload| planner.largest_batch(workload, budget)),
             lambda: planner.smallest_lambda(&workload, budget),
         };
-        Ok(Self { workload, thin: planner.plan(&workload)?, whole: planner.plan(&all)?, fit: memory.map(fit) })
+        let plan = planner.design(workload.policy)?.plan(workload.slots, workload.context, workload.recent);
+        let (thin, whole) = (planner.plan(&workload)?, planner.plan(&all)?);
+        Ok(Self { workload, thin, whole, whole_cache: plan.whole_bytes(), fit: memory.map(fit) })
     }
 
     fn json(&self, checkpoint: &Checkpoint) -> Value {
-        let Workload { context, prompt, slots, lambda, recent, window, keys, values, threads } = self.workload;
+        let Workload { context, prompt, slots, policy, recent, window, threads } = self.workload;
         let plan = |plan: &MemoryPlan| {
             let mut json = json!({ "total": plan.total(), "heap": plan.heap(), "not_at_once": plan.not_at_once() });
             for (heading, parts) in parts(plan) {
@@ -168,11 +176,11 @@ impl Report {
         json!({
             "model": checkpoint.config().name, "path": checkpoint.path(),
             "context": context, "prompt": prompt.unwrap_or(context).min(context), "batch": slots,
-            "lambda": share(lambda), "recent": recent, "window": window, "threads": threads,
-            "keys": keys.name(), "values": values.name(),
+            "policy": policy.to_string(), "lambda": policy.lambda().map(share), "recent": recent, "window": window,
+            "threads": threads, "keys": policy.keys.name(), "values": policy.values.name(),
             "bytes": plan(&self.thin),
             "lambda_0_bytes": plan(&self.whole),
-            "whole_cache_bytes": self.workload.cache(checkpoint.config()).whole_bytes(),
+            "whole_cache_bytes": self.whole_cache,
             "fits": self.fit.as_ref().map(|fit| json!({
                 "memory": fit.budget,
                 "fits": self.thin.total() <= fit.budget,
@@ -185,8 +193,8 @@ impl Report {
 
     fn print(&self, checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
         let config = checkpoint.config();
-        let Workload { context, slots, lambda, recent, keys, values, threads, .. } = self.workload;
-        let lambda = share(lambda);
+        let Workload { context, slots, policy, recent, threads, .. } = self.workload;
+        let lambda = policy.lambda().map_or(0.0, share);
         let mut row = |name: &str, thin: String, whole: String| {
             writeln!(out, "{}", format!("{name:26} {thin:>12} {whole:>12}").trim_end())
         };
@@ -212,13 +220,11 @@ impl Report {
             row("  largest batch", batch, batch_whole)?;
             row("  smallest λ", lambda.map_or_else(none, |lambda| share(lambda).to_string()), String::new())?;
         }
-        let (cache, whole) = (self.thin.cache.total(), self.workload.cache(config).whole_bytes());
+        let (cache, whole) = (self.thin.cache.total(), self.whole_cache);
         writeln!(
             out,
-            "\n{slots} × {context} tokens, the newest {recent} whole, {} keys and {} values, {threads} threads; the cache \
-             is {:.1}% of {}, what the same tokens take whole",
-            keys.name(),
-            values.name(),
+            "\n{slots} × {context} tokens, the newest {recent} whole, {policy}, {threads} threads; the cache is {:.1}% of {}, \
+             what the same tokens take whole",
             100.0 * cache as f64 / whole as f64,
             bytes(whole),
         )

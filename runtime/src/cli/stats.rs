@@ -45,6 +45,7 @@ impl<'a> Stats<'a> {
     /// All of it, with the answer and the options of the cache.
     pub fn json(&self, options: &CacheOptions) -> Value {
         let Self { reply, budget, .. } = self;
+        let policy = budget.design.policy();
         json!({
             "answer": reply.text,
             "end": reply.end,
@@ -52,7 +53,8 @@ impl<'a> Stats<'a> {
             "seconds": { "prefill": reply.prefill.as_secs_f64(), "decode": reply.decode.as_secs_f64() },
             "tokens_per_second": { "prefill": reply.prefill_rate(), "decode": reply.decode_rate() },
             "cache": {
-                "tokens": self.tokens, "used": self.used, "kind": options.kind().name(), "lambda": share(budget.lambda),
+                "tokens": self.tokens, "used": self.used, "policy": policy.to_string(),
+                "keys": policy.keys.name(), "values": policy.values.name(), "lambda": policy.lambda().map(share),
                 "lambda_auto": budget.is_auto(),
                 "recent": options.recent(), "window": options.window(),
             },
@@ -77,6 +79,7 @@ impl fmt::Display for Stats<'_> {
             reply.new_tokens,
             reply.decode_rate(),
         )?;
+        writeln!(f, "policy: {}", budget.design.policy())?;
         write!(
             f,
             "cache for {} tokens, {} used: whole {}, planned {}, measured {}; saved {:.1}%",

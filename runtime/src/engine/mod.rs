@@ -8,7 +8,7 @@ use crate::{
     weights::Checkpoint,
 };
 use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
-use thinkey_core::{CacheBytes, CachePlan};
+use thinkey_core::{CacheBytes, CachePlan, policy::Score};
 pub use thinkey_kernels::cpu::linear::Activations;
 pub use thinkey_kernels::ops::HeldHead;
 use thinkey_kernels::{
@@ -82,6 +82,16 @@ pub struct SessionOptions {
     pub plan: CachePlan,
     /// Newest queries of a prompt that score its channels, W.
     pub window: usize,
+    /// What channels are scored by.
+    pub score: Score,
+}
+
+impl SessionOptions {
+    /// A cache of `plan` whose channels the newest `window` queries of a prompt score.
+    #[must_use]
+    pub const fn new(plan: CachePlan, window: usize) -> Self {
+        Self { plan, window, score: Score::Query }
+    }
 }
 
 /// Why a device cannot be used.

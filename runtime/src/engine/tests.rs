@@ -40,7 +40,7 @@ fn sessions(engine: &Engine) -> Vec<Session> {
     ];
     let session = |(keys, values, recent, window, kept)| {
         let plan = engine.config().cache_plan(2, TOKENS + 100, recent, keys);
-        engine.session(SessionOptions { plan: CachePlan { values, ..plan }, window }, |layer, _| kept - layer).unwrap()
+        engine.session(SessionOptions::new(CachePlan { values, ..plan }, window), |layer, _| kept - layer).unwrap()
     };
     kinds.into_iter().map(session).collect()
 }
@@ -112,7 +112,7 @@ fn what_cannot_be_shared_is_refused_and_nothing_changes() {
     assert!(error.to_string().contains("one holds 7 tokens"), "{error}");
 
     let plan = engine.config().cache_plan(2, 199, 32, StorageKind::F16);
-    let mut small = engine.session(SessionOptions { plan, window: 32 }, |_, _| 8).unwrap();
+    let mut small = engine.session(SessionOptions::new(plan, 32), |_, _| 8).unwrap();
     let mut all: Vec<_> = sessions.iter_mut().chain([&mut small]).collect();
     let error = engine.prefill_shared(&mut all, 1, &prompt, &mut proceed).unwrap_err();
     assert!(matches!(error, ModelError::Core(_)), "{error}");
@@ -130,7 +130,7 @@ fn what_is_examined_is_what_a_cache_is_made_of() {
     let mut engine = engine(&config, 2);
     let prompt = prompt(&engine, 600);
     let plan = config.cache_plan(2, 600, 32, StorageKind::F32);
-    let mut session = engine.session(SessionOptions { plan, window: 20 }, |_, _| 5).unwrap();
+    let mut session = engine.session(SessionOptions::new(plan, 20), |_, _| 5).unwrap();
     engine.prefill(&mut session, 1, &prompt, &mut proceed).unwrap();
     let (mut seen, dim) = (Vec::new(), config.head_dim);
     engine

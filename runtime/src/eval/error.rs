@@ -1,8 +1,8 @@
 //! Why nothing can be measured.
 
-use crate::{model::ModelError, text::TextError};
+use crate::{model::ModelError, policy::DesignError, text::TextError};
 use std::{io, path::PathBuf};
-use thinkey_core::{Error, policy::PolicyError};
+use thinkey_core::Error;
 
 /// Why nothing can be measured.
 #[derive(Debug, thiserror::Error)]
@@ -14,23 +14,13 @@ pub enum EvalError {
     /// The tokenizer.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// The policy contradicts itself, or asks for a storage kind that this build has not.
+    /// A policy cannot be, or not for this model.
     #[error("policy {policy}: {cause}")]
-    Policy {
+    Design {
         /// The policy, in one line.
         policy: String,
         /// Why.
-        cause: PolicyError,
-    },
-    /// A part of the policy that caches do not do yet.
-    #[error("policy {policy}: caches cannot do {slot}={value} yet")]
-    Unsupported {
-        /// The policy, in one line.
-        policy: String,
-        /// The slot.
-        slot: &'static str,
-        /// What it is set to.
-        value: String,
+        cause: DesignError,
     },
     /// The cache cannot be planned, or what is measured is not a number.
     #[error(transparent)]

@@ -9,7 +9,10 @@ use super::{
     stats::{Estimate, Prediction, Reference},
     with_reference,
 };
-use crate::engine::{Engine, Session};
+use crate::{
+    engine::{Engine, Session},
+    policy::Calibration,
+};
 use serde::Serialize;
 use std::{
     ops::ControlFlow,
@@ -106,6 +109,7 @@ impl Sums {
 /// [`EvalError`] where a policy is not supported, the text is too short for the windows, or a window too long for the model.
 pub fn measure(
     engine: &mut Engine,
+    calibration: Option<&Calibration>,
     text: (&[u32], &[u32]),
     policies: &[Policy],
     options: PerplexityOptions,
@@ -125,7 +129,7 @@ pub fn measure(
     let all = spread(text, fed + 1, windows, predict)?;
     let mut candidates = Vec::new();
     for policy in with_reference(policies) {
-        let session = session_for(engine, &policy, fed)?;
+        let session = session_for(engine, calibration, &policy, fed)?;
         candidates.push(Candidate { policy, session, windows: Vec::new(), time: Duration::ZERO });
     }
     for (window, tokens) in all.iter().enumerate() {
@@ -149,7 +153,7 @@ pub fn measure(
             progress(Step { window, predicted: at + 1 });
         }
     }
-    let rows = candidates.iter().map(|candidate| row(engine, candidate, &candidates[0].windows, options));
+    let rows = candidates.iter().map(|candidate| row(engine, calibration, candidate, &candidates[0].windows, options));
     let policies = rows.collect::<Result<_, _>>()?;
     Ok(PerplexityReport { options, text: text.1.len(), policies })
 }
@@ -157,6 +161,7 @@ pub fn measure(
 /// What a policy's windows come to, beside those of the first one.
 fn row(
     engine: &Engine,
+    calibration: Option<&Calibration>,
     candidate: &Candidate,
     first: &[Sums],
     options: PerplexityOptions,
@@ -176,7 +181,10 @@ fn row(
         divergence: mean(&|sums| sums.divergence),
         agreement: mean(&|sums| sums.agreed as f64),
         allocated: Footprint::new(config, session.plan().tokens, session.allocated()),
-        planned: [Footprint::planned(config, policy, prefix)?, Footprint::planned(config, policy, PLANNED)?],
+        planned: [
+            Footprint::planned(config, calibration, policy, prefix)?,
+            Footprint::planned(config, calibration, policy, PLANNED)?,
+        ],
         decode_rate: (predict * windows.len()) as f64 / time.as_secs_f64(),
     })
 }
@@ -224,7 +232,8 @@ mod tests {
         let (mut engine, text) = (engine(), (0..400).map(|at| at * at % 37).collect::<Vec<u32>>());
         let policies = policies(&["choice=top(.7)", "keys=f32,values=f32", "choice=top(.9),keys=int4"]);
         let mut steps = Vec::new();
-        let report = measure(&mut engine, (&[39], &text), &policies, OPTIONS, &mut |step| steps.push(step)).unwrap();
+        let report =
+            measure(&mut engine, None, (&[39], &text), &policies, OPTIONS, &mut |step| steps.push(step)).unwrap();
         assert_eq!(steps.len(), 3 * 21);
         assert_eq!(steps.last(), Some(&Step { window: 2, predicted: 20 }));
         let lines: Vec<_> = report.policies.iter().map(|row| row.policy.to_string()).collect();
@@ -234,7 +243,7 @@ mod tests {
         let mut distributions = |policy: &Policy| -> Vec<Vec<f64>> {
             let mut all = Vec::new();
             for window in &windows {
-                let mut session = session_for(&engine, policy, 90).unwrap();
+                let mut session = session_for(&engine, None, policy, 90).unwrap();
                 engine.prefill(&mut session, 0, &window[..70], &mut |_, _| ControlFlow::Continue(())).unwrap();
                 for &token in &window[70..90] {
                     let logits = engine.decode(&mut session, &[0], &[token]).unwrap();
@@ -260,7 +269,7 @@ mod tests {
             assert_eq!(row.allocated.tokens, 90);
         }
         for row in &report.policies {
-            assert_eq!(row.allocated.bytes, session_for(&engine, &row.policy, 90).unwrap().planned().total());
+            assert_eq!(row.allocated.bytes, session_for(&engine, None, &row.policy, 90).unwrap().planned().total());
         }
         let first = &report.policies[0];
         assert_eq!((first.divergence.mean, first.excess.mean, first.agreement.mean), (0.0, 0.0, 1.0));
@@ -293,9 +302,9 @@ mod tests {
     fn what_cannot_be_measured_is_an_error() {
         let (mut engine, text) = (engine(), vec![1; 400]);
         let mut error = |text: &[u32], lines: &[&str], options| {
-            measure(&mut engine, (&[], text), &policies(lines), options, &mut |_| {}).unwrap_err().to_string()
+            measure(&mut engine, None, (&[], text), &policies(lines), options, &mut |_| {}).unwrap_err().to_string()
         };
-        assert!(error(&text, &["balanced"], OPTIONS).contains("caches cannot do choice=calibrated"));
+        assert!(error(&text, &["balanced"], OPTIONS).contains("this model is not calibrated"));
         assert!(error(&text[..90], &[], OPTIONS).starts_with("91 tokens of text are needed, and there are 90"));
         assert!(error(&text, &[], PerplexityOptions { windows: 50, ..OPTIONS }).contains("at most 16"));
         for (options, says) in [

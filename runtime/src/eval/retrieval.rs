@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     engine::{Engine, Session},
+    policy::Calibration,
     text::Tokenizer,
 };
 use serde::Serialize;
@@ -92,6 +93,7 @@ struct Fact {
 /// depth is none.
 pub fn measure(
     engine: &mut Engine,
+    calibration: Option<&Calibration>,
     tokenizer: &Tokenizer,
     test: Test<'_>,
     policies: &[Policy],
@@ -123,7 +125,7 @@ pub fn measure(
     for policy in with_reference(policies) {
         let found = vec![vec![0; lengths.len()]; depths.len()];
         let row = RetrievalRow { policy, found, total: 0, asked: lengths.len() * depths.len() * trials };
-        all.push((session_for(engine, &policy, needed)?, row));
+        all.push((session_for(engine, calibration, &policy, needed)?, row));
     }
     let mut random = Random(*seed);
     let mut done = 0;
@@ -290,7 +292,7 @@ mod tests {
         for test in [Test::Passkey, Test::Needle(&text)] {
             seen.clear();
             let mut tell = |done, of| seen.push((done, of));
-            let report = measure(&mut engine, &tokenizer, test, &policies, &options(), &mut tell).unwrap();
+            let report = measure(&mut engine, None, &tokenizer, test, &policies, &options(), &mut tell).unwrap();
             assert_eq!(seen, (0..=12).map(|done| (done, 12)).collect::<Vec<_>>());
             assert_eq!(report.policies.len(), 2);
             for row in &report.policies {
@@ -304,7 +306,7 @@ mod tests {
     fn what_cannot_be_asked_is_an_error() {
         let (mut engine, tokenizer) = model();
         let mut error = |test, options| {
-            measure(&mut engine, &tokenizer, test, &[], &options, &mut |_, _| {}).unwrap_err().to_string()
+            measure(&mut engine, None, &tokenizer, test, &[], &options, &mut |_, _| {}).unwrap_err().to_string()
         };
         for (options, says) in [
             (RetrievalOptions { lengths: vec![], ..options() }, "the number of lengths must be at least 1"),

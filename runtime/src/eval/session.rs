@@ -2,15 +2,12 @@
 
 use super::EvalError;
 use crate::{
-    engine::{Engine, Session, SessionOptions},
+    engine::{Engine, Session},
     model::{ModelConfig, transformer::WINDOW},
+    policy::{CacheDesign, Calibration},
 };
 use serde::Serialize;
-use std::fmt::Display;
-use thinkey_core::{
-    CacheBytes, CachePlan, Lambda,
-    policy::{Choice, Fix, Heads, Life, Policy, PolicyError, Score, Store, ThinValues, Tokens},
-};
+use thinkey_core::Policy;
 
 /// Newest tokens kept whole, R.
 const RECENT: usize = 32;
@@ -18,42 +15,21 @@ const RECENT: usize = 32;
 /// An empty sequence of at most `tokens` tokens whose cache does as `policy` says.
 ///
 /// # Errors
-/// [`EvalError::Unsupported`] with the part that caches do not do yet, [`EvalError::Policy`] where the policy cannot be,
-/// [`EvalError::Model`] where the memory cannot be had.
-pub fn session_for(engine: &Engine, policy: &Policy, tokens: usize) -> Result<Session, EvalError> {
-    let (plan, kept) = layout(engine.config(), policy, tokens)?;
-    Ok(engine.session(SessionOptions { plan, window: WINDOW }, |_, _| kept)?)
+/// [`EvalError::Design`] where the policy cannot be, [`EvalError::Model`] where the memory cannot be had.
+pub fn session_for(
+    engine: &Engine,
+    calibration: Option<&Calibration>,
+    policy: &Policy,
+    tokens: usize,
+) -> Result<Session, EvalError> {
+    let design = design(engine.config(), calibration, policy)?;
+    Ok(engine.session(design.options(1, tokens, RECENT, WINDOW), |layer, head| design.kept(layer, head))?)
 }
 
-/// Bytes by part of the cache that [`session_for`] makes.
-///
-/// # Errors
-/// As there; [`EvalError::Core`] where the sum cannot be counted.
-pub fn cache_bytes(config: &ModelConfig, policy: &Policy, tokens: usize) -> Result<CacheBytes, EvalError> {
-    let (plan, kept) = layout(config, policy, tokens)?;
-    Ok(plan.bytes(|_, _| kept)?)
-}
-
-/// The plan of a cache, and the channels that its heads keep.
-fn layout(config: &ModelConfig, policy: &Policy, tokens: usize) -> Result<(CachePlan, usize), EvalError> {
-    let refused = |cause| EvalError::Policy { policy: policy.to_string(), cause };
-    policy.check().map_err(refused)?;
-    let Policy { tokens: eviction, score, choice, fix, thin_values, keys, values, heads, life } = *policy;
-    let slots: [(bool, &'static str, &dyn Display); 7] = [
-        (eviction == Tokens::All, "tokens", &eviction),
-        (score == Score::Query || choice == Choice::Whole, "score", &score),
-        (matches!(choice, Choice::Whole | Choice::Top { .. }), "choice", &choice),
-        (fix == Fix::None, "fix", &fix),
-        (thin_values == ThinValues::Whole, "thin-values", &thin_values),
-        (heads == Heads::Kv || choice == Choice::Whole, "heads", &heads),
-        (life == Life::Prompt, "life", &life),
-    ];
-    if let Some((_, slot, value)) = slots.into_iter().find(|(supported, ..)| !supported) {
-        return Err(EvalError::Unsupported { policy: policy.to_string(), slot, value: value.to_string() });
-    }
-    let kind = |store: Store| store.try_into().map_err(|cause: PolicyError| refused(cause));
-    let plan = CachePlan { values: kind(values)?, ..config.cache_plan(1, tokens, RECENT, kind(keys)?) };
-    Ok((plan, choice.lambda().unwrap_or(Lambda::WHOLE).kept(config.head_dim)))
+/// What a policy comes to for a model.
+fn design(config: &ModelConfig, calibration: Option<&Calibration>, policy: &Policy) -> Result<CacheDesign, EvalError> {
+    let refused = |cause| EvalError::Design { policy: policy.to_string(), cause };
+    CacheDesign::new(*policy, config, calibration).map_err(refused)
 }
 
 /// What a cache takes.
@@ -80,9 +56,16 @@ impl Footprint {
     /// As planned for `policy`, at `tokens` tokens.
     ///
     /// # Errors
-    /// As [`cache_bytes`].
-    pub fn planned(config: &ModelConfig, policy: &Policy, tokens: usize) -> Result<Self, EvalError> {
-        Ok(Self::new(config, tokens, cache_bytes(config, policy, tokens)?.total()))
+    /// [`EvalError::Design`] where the policy cannot be, [`EvalError::Core`] where the sum cannot be counted.
+    pub fn planned(
+        config: &ModelConfig,
+        calibration: Option<&Calibration>,
+        policy: &Policy,
+        tokens: usize,
+    ) -> Result<Self, EvalError> {
+        let design = design(config, calibration, policy)?;
+        let bytes = design.plan(1, tokens, RECENT).bytes(|layer, head| design.kept(layer, head))?;
+        Ok(Self::new(config, tokens, bytes.total()))
     }
 }
 
@@ -91,34 +74,26 @@ mod tests {
     use super::*;
     use crate::{model::Architecture, weights::fixture};
 
-    fn bytes(line: &str) -> Result<CacheBytes, EvalError> {
+    fn bytes(line: &str) -> Result<usize, EvalError> {
         let config = ModelConfig { head_dim: 64, ..fixture::config(Architecture::Llama) };
-        cache_bytes(&config, &line.parse().unwrap(), 1000)
+        Footprint::planned(&config, None, &line.parse().unwrap(), 1000).map(|footprint| footprint.bytes)
     }
 
     #[test]
     fn what_caches_do_is_planned() {
-        let [full, think, small] =
-            ["full", "choice=top(.5)", "choice=top(.5),keys=int4,values=int8"].map(|line| bytes(line).unwrap());
-        assert_eq!(think.prefix_keys, full.prefix_keys / 2);
-        assert_eq!(think.prefix_values, full.prefix_values);
-        assert!(small.prefix_keys < think.prefix_keys / 2 && small.prefix_values < think.prefix_values);
+        let [full, think, small] = ["full", "think", "think,keys=int4,values=int8"].map(|line| bytes(line).unwrap());
+        assert!(small < think * 2 / 3 && think < full * 9 / 10);
     }
 
     #[test]
-    fn what_they_do_not_yet_is_named() {
+    fn what_cannot_be_is_named() {
         for (line, says) in [
-            ("balanced", "caches cannot do choice=calibrated(.5,8) yet"),
-            ("tokens=h2o(100,10)", "caches cannot do tokens=h2o(100,10) yet"),
-            ("choice=top(.5),fix=compensated", "caches cannot do fix=compensated yet"),
-            ("choice=top(.5),score=l2", "caches cannot do score=l2 yet"),
-            ("thin-values=query(.3)", "caches cannot do thin-values=query(.3) yet"),
-            ("choice=top(.5),life=turn", "caches cannot do life=turn yet"),
-            ("think-official", "caches cannot do heads=query yet"),
-            ("keys=bf16", "this build does not store bf16"),
+            ("balanced", "this model is not calibrated: "),
+            ("tokens=h2o(100,10)", "tokens=h2o is not to be had"),
+            ("think,life=turn", "life is not to be had"),
         ] {
             let error = bytes(line).unwrap_err().to_string();
-            assert!(error.starts_with("policy ") && error.ends_with(says), "{error}");
+            assert!(error.starts_with("policy ") && error.contains(says), "{error}");
         }
     }
 }

@@ -288,7 +288,8 @@ impl<O: ThinOps> Model<O> {
         options: SessionOptions,
         kept: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Session<O>, CacheError> {
-        let cache = self.ops.cache(options.plan, options.window, kept)?;
+        let mut cache = self.ops.cache(options.plan, options.window, kept)?;
+        cache.score_by(options.score);
         Ok(Session { cache, steps: None, host: Vec::new() })
     }
 
@@ -345,7 +346,7 @@ impl<O: ThinOps> Model<O> {
         self.check(tokens)?;
         // A prompt attends to a cache and is admitted to it: the least that there is.
         let plan = self.config.cache_plan(1, tokens.len(), 0, StorageKind::F16);
-        let mut session = self.session(SessionOptions { plan, window }, &|_, _| 1)?;
+        let mut session = self.session(SessionOptions::new(plan, window), &|_, _| 1)?;
         let (kv_heads, mut held) = (self.config.kv_heads, HeldHead::default());
         self.feed(vec![&mut session], 0, tokens, &mut |ops, layer, prompt| {
             (0..kv_heads).try_for_each(|head| {

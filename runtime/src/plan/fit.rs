@@ -1,8 +1,10 @@
-//! What fits a budget. More tokens, more sequences and more channels take more memory, so that each is found by halving.
+//! What fits a budget. More tokens and more sequences take more memory, so that the most is found by halving. More channels
+//! do not always (short contexts are mostly corrections, which are largest in the middle), so that all numbers of channels
+//! are tried.
 
 use super::{Planner, Workload};
 use std::ops::RangeInclusive;
-use thinkey_core::Lambda;
+use thinkey_core::{Lambda, Policy};
 
 impl Planner<'_> {
     /// Whether `workload` fits `budget` bytes. One that cannot be planned does not.
@@ -26,10 +28,25 @@ impl Planner<'_> {
     /// The smallest λ with which `workload` fits `budget` bytes: that which prunes least.
     #[must_use]
     pub fn smallest_lambda(&self, workload: &Workload, budget: usize) -> Option<Lambda> {
-        const MOST: u16 = 999;
-        let lambda = |kept| Lambda::from_per_mille(MOST - kept as u16).ok();
-        let fits = |kept| lambda(kept).is_some_and(|lambda| self.fits(&Workload { lambda, ..*workload }, budget));
-        largest(0..=usize::from(MOST), fits).and_then(lambda)
+        let at = |lambda| Some(Workload { policy: workload.policy.with_lambda(lambda).ok()?, ..*workload });
+        self.lambdas().find(|&lambda| at(lambda).is_some_and(|workload| self.fits(&workload, budget)))
+    }
+
+    /// The largest λ at which `policy` can be.
+    #[must_use]
+    pub fn largest_lambda(&self, policy: Policy) -> Option<Lambda> {
+        let can_be = |lambda: &Lambda| policy.with_lambda(*lambda).is_ok_and(|policy| self.design(policy).is_ok());
+        self.lambdas().filter(can_be).last()
+    }
+
+    /// Every λ that makes a difference, rising: the least of those that keep as many channels.
+    fn lambdas(&self) -> impl Iterator<Item = Lambda> {
+        let head_dim = self.config().head_dim;
+        let mut last = None;
+        (0..1000).filter_map(|per_mille| Lambda::from_per_mille(per_mille).ok()).filter(move |lambda| {
+            let kept = Some(lambda.kept(head_dim));
+            std::mem::replace(&mut last, kept) != kept
+        })
     }
 }
 
@@ -57,7 +74,6 @@ mod tests {
     use crate::weights::{Checkpoint, fixture};
     use bytes::Bytes;
     use std::path::Path;
-    use thinkey_core::StorageKind;
 
     #[test]
     fn the_largest_of_a_range() {
@@ -72,23 +88,19 @@ mod tests {
         Checkpoint::from_gguf(Path::new("tiny.gguf"), Bytes::from(file)).unwrap()
     }
 
-    const WORKLOAD: Workload = Workload {
-        context: 100,
-        prompt: None,
-        slots: 2,
-        lambda: Lambda::WHOLE,
-        recent: 32,
-        window: 32,
-        keys: StorageKind::F16,
-        values: StorageKind::F16,
-        threads: 2,
-    };
+    const WORKLOAD: Workload =
+        Workload { context: 100, prompt: None, slots: 2, policy: Policy::FULL, recent: 32, window: 32, threads: 2 };
+
+    fn at(policy: Policy, per_mille: u16) -> Workload {
+        let policy = policy.with_lambda(Lambda::from_per_mille(per_mille).unwrap()).unwrap();
+        Workload { policy, ..WORKLOAD }
+    }
 
     /// Every number is the best: by trying all.
     #[test]
     fn searches_find_what_trying_everything_finds() {
         let checkpoint = checkpoint();
-        let planner = Planner::new(&checkpoint);
+        let planner = Planner::new(&checkpoint, None);
         let total = |workload: Workload| planner.plan(&workload).unwrap().total();
         let (least, most) =
             (total(Workload { context: 1, slots: 1, ..WORKLOAD }), total(Workload { context: 128, ..WORKLOAD }));
@@ -98,9 +110,12 @@ mod tests {
             assert_eq!(planner.longest_context(&WORKLOAD, budget), context);
             let slots = (1..=50).filter(|&slots| fits(Workload { slots, ..WORKLOAD })).max();
             assert_eq!(planner.largest_batch(&WORKLOAD, budget), slots);
-            let lambdas = (0..1000).map(|per_mille| Lambda::from_per_mille(per_mille).unwrap());
-            let lambda = lambdas.filter(|&lambda| fits(Workload { lambda, ..WORKLOAD })).min();
-            assert_eq!(planner.smallest_lambda(&WORKLOAD, budget), lambda);
+            for fix in ["none", "compensated"] {
+                let policy = format!("think,fix={fix}").parse().unwrap();
+                let lambda = (0..1000).find(|&per_mille| fits(at(policy, per_mille)));
+                let found = planner.smallest_lambda(&Workload { policy, ..WORKLOAD }, budget);
+                assert_eq!(found.map(Lambda::per_mille), lambda);
+            }
         }
     }
 
@@ -108,7 +123,7 @@ mod tests {
     #[test]
     fn more_of_anything_takes_no_less() {
         let checkpoint = checkpoint();
-        let planner = Planner::new(&checkpoint);
+        let planner = Planner::new(&checkpoint, None);
         for threads in [1, 2, 5] {
             for prompt in [None, Some(40)] {
                 let start = Workload { threads, prompt, ..WORKLOAD };
@@ -116,8 +131,8 @@ mod tests {
                 let rising = |totals: Vec<usize>| assert!(totals.is_sorted(), "{totals:?}");
                 rising((1..300).map(|context| total(Workload { context, ..start })).collect());
                 rising((1..60).map(|slots| total(Workload { slots, ..start })).collect());
-                let lambda = |per_mille| Lambda::from_per_mille(per_mille).unwrap();
-                rising((0..1000).rev().map(|at| total(Workload { lambda: lambda(at), ..start })).collect());
+                let thin = |per_mille| Workload { threads, prompt, ..at(Policy::FULL, per_mille) };
+                rising((0..1000).rev().map(|per_mille| total(thin(per_mille))).collect());
             }
         }
     }
@@ -125,7 +140,7 @@ mod tests {
     #[test]
     fn what_cannot_be_planned_fits_nothing() {
         let checkpoint = checkpoint();
-        let planner = Planner::new(&checkpoint);
+        let planner = Planner::new(&checkpoint, None);
         let workload = Workload { recent: 5000, ..WORKLOAD };
         assert!(planner.plan(&workload).is_err());
         assert!(!planner.fits(&workload, usize::MAX));

@@ -1,5 +1,6 @@
 //! Bytes by part.
 
+use crate::policy::{CacheDesign, Calibration, DesignError};
 use crate::{
     model::{
         ModelConfig,
@@ -7,7 +8,7 @@ use crate::{
     },
     weights::{Checkpoint, Role},
 };
-use thinkey_core::{CacheBytes, CachePlan, Error, Lambda, StorageKind};
+use thinkey_core::{CacheBytes, Policy};
 use thinkey_kernels::cpu::{Cpu, Demand, ScratchBytes, cache::ThinCache, pool::Pool};
 
 /// What a model is to do.
@@ -19,32 +20,14 @@ pub struct Workload {
     pub prompt: Option<usize>,
     /// Sequences at a time: the batch.
     pub slots: usize,
-    /// Share of key channels that is pruned.
-    pub lambda: Lambda,
+    /// What the cache does.
+    pub policy: Policy,
     /// Newest tokens kept whole, R.
     pub recent: usize,
     /// Newest queries of a prompt that score its channels, W.
     pub window: usize,
-    /// How keys are stored.
-    pub keys: StorageKind,
-    /// How values are stored.
-    pub values: StorageKind,
     /// Threads on the processor.
     pub threads: usize,
-}
-
-impl Workload {
-    /// Channels that head `head` of layer `layer` keeps, T.
-    fn kept(&self, config: &ModelConfig, _layer: usize, _head: usize) -> usize {
-        self.lambda.kept(config.head_dim)
-    }
-
-    /// The plan of the cache.
-    #[must_use]
-    pub fn cache(&self, config: &ModelConfig) -> CachePlan {
-        let plan = config.cache_plan(self.slots, self.context, self.recent, self.keys);
-        CachePlan { values: self.values, ..plan }
-    }
 }
 
 /// Bytes of weights.
@@ -144,13 +127,22 @@ impl MemoryPlan {
 pub struct Planner<'a> {
     config: &'a ModelConfig,
     weights: WeightBytes,
+    calibration: Option<&'a Calibration>,
 }
 
 impl<'a> Planner<'a> {
-    /// A planner for the model of `checkpoint`, of which nothing but the header is read.
+    /// A planner for the model of `checkpoint`, of which nothing but the header is read, and its calibration.
     #[must_use]
-    pub fn new(checkpoint: &'a Checkpoint) -> Self {
-        Self { config: checkpoint.config(), weights: WeightBytes::of(checkpoint) }
+    pub fn new(checkpoint: &'a Checkpoint, calibration: Option<&'a Calibration>) -> Self {
+        Self { config: checkpoint.config(), weights: WeightBytes::of(checkpoint), calibration }
+    }
+
+    /// What `policy` comes to for the model.
+    ///
+    /// # Errors
+    /// As [`CacheDesign::new`].
+    pub fn design(&self, policy: Policy) -> Result<CacheDesign, DesignError> {
+        CacheDesign::new(policy, self.config, self.calibration)
     }
 
     /// What the checkpoint says of the model.
@@ -162,14 +154,14 @@ impl<'a> Planner<'a> {
     /// The memory that `workload` takes.
     ///
     /// # Errors
-    /// As [`CachePlan::bytes`]: where a number of the workload does not fit the layout of a cache.
-    pub fn plan(&self, workload: &Workload) -> Result<MemoryPlan, Error> {
-        let Self { config, weights } = *self;
-        let plan = workload.cache(config);
+    /// As [`CacheDesign::new`] and [`CachePlan::bytes`](thinkey_core::CachePlan::bytes): where the policy cannot be, or a
+    /// number of the workload does not fit the layout of a cache.
+    pub fn plan(&self, workload: &Workload) -> Result<MemoryPlan, DesignError> {
+        let Self { config, weights, .. } = *self;
+        let design = self.design(workload.policy)?;
+        let plan = design.plan(workload.slots, workload.context, workload.recent);
         // First, since it checks the numbers.
-        let cache = plan.bytes(|layer, head| workload.kept(config, layer, head))?;
-        let heads = (0..config.layers).flat_map(|layer| (0..config.kv_heads).map(move |head| (layer, head)));
-        let kept = heads.map(|(layer, head)| workload.kept(config, layer, head)).max().unwrap_or(0);
+        let (cache, kept) = (plan.bytes(|layer, head| design.kept(layer, head))?, design.most_kept());
         let prompt = workload.prompt.unwrap_or(workload.context).min(workload.context);
         let demand = |prompt| Demand {
             threads: workload.threads,
@@ -199,7 +191,7 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use thinkey_core::{CachePlan, StorageKind};
 
     /// A worked example that circulates with another result: 32 sequences of 2,048 tokens, 24 layers of 16 heads of 128
     /// channels. Keys alone are 12.9 GB in f32 and 6.4 GB in f16; keys and values are twice that.
@@ -209,7 +201,9 @@ mod tests {
             layers: 24,
             kv_heads: 16,
             head_dim: 128,
+            sinks: 0,
             recent: 32,
+            corrected: false,
             slots: 32,
             tokens: 2048,
             window: None,

@@ -11,20 +11,17 @@
 //! ```no_run
 //! use std::path::Path;
 //! use thinkey::{plan::{Planner, Workload}, weights::Checkpoint};
-//! use thinkey_core::{Lambda, StorageKind};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let checkpoint = Checkpoint::open(Path::new("model.gguf"))?;
-//! let planner = Planner::new(&checkpoint);
+//! let planner = Planner::new(&checkpoint, None);
 //! let workload = Workload {
 //!     context: 8192,
 //!     prompt: None,
 //!     slots: 1,
-//!     lambda: Lambda::from_per_mille(500)?,
+//!     policy: "think,lambda=.6,keys=int8".parse()?,
 //!     recent: 32,
 //!     window: 32,
-//!     keys: StorageKind::F16,
-//!     values: StorageKind::F16,
 //!     threads: 4,
 //! };
 //! println!("{} bytes", planner.plan(&workload)?.total());

@@ -4,13 +4,12 @@ use super::{counting::count, fixture};
 use bytes::Bytes;
 use std::{ops::ControlFlow, path::Path};
 use thinkey::{
-    engine::{Engine, EngineOptions, SessionOptions},
+    engine::{Engine, EngineOptions},
     model::{Architecture, ModelConfig, transformer::WINDOW},
     plan::{Planner, Workload},
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
-use thinkey_core::{Lambda, StorageKind};
 
 /// What is fed to which sequence: so many tokens of a prompt, or one step of every sequence of the list.
 enum Feed<'a> {
@@ -23,13 +22,14 @@ enum Feed<'a> {
 /// most is to be at least `share`.
 fn check(what: &str, checkpoint: &Checkpoint, workload: &Workload, feeds: &[Feed<'_>], share: f64) {
     let config = checkpoint.config();
-    let plan = Planner::new(checkpoint).plan(workload).unwrap();
+    let planner = Planner::new(checkpoint, None);
+    let (plan, design) = (planner.plan(workload).unwrap(), planner.design(workload.policy).unwrap());
     let prompt: Vec<u32> = (0..workload.context).map(|at| (at * 7919 % config.vocab) as u32).collect();
     let (allocated, account) = count(|| {
         let options = EngineOptions { threads: workload.threads, ..EngineOptions::default() };
         let mut engine = Engine::load(checkpoint, options, &mut |_, _| {}).unwrap();
-        let options = SessionOptions { plan: workload.cache(config), window: WINDOW };
-        let mut session = engine.session(options, |_, _| workload.lambda.kept(config.head_dim)).unwrap();
+        let options = design.options(workload.slots, workload.context, workload.recent, workload.window);
+        let mut session = engine.session(options, |layer, head| design.kept(layer, head)).unwrap();
         for feed in feeds {
             match *feed {
                 Feed::Prompt(slot, tokens) => {
@@ -70,22 +70,23 @@ pub fn the_heap_of_tiny_models_is_as_planned() {
     for config in configs {
         let file = fixture::gguf(&config).to_bytes();
         let checkpoint = Checkpoint::from_gguf(Path::new("tiny.gguf"), Bytes::from(file)).unwrap();
-        for (threads, kind, per_mille) in
-            [(1, StorageKind::F32, 0), (2, StorageKind::F16, 500), (4, StorageKind::F16, 900)]
-        {
+        for (threads, policy) in [
+            (1, "full,keys=f32,values=f32"),
+            (2, "think"),
+            (4, "think,lambda=.9"),
+            (2, "think,fix=compensated,keys=int4,values=int8"),
+        ] {
             let workload = Workload {
                 // Two whole runs, and one that is all but whole.
                 context: 1540,
                 prompt: None,
                 slots: 3,
-                lambda: Lambda::from_per_mille(per_mille).unwrap(),
+                policy: policy.parse().unwrap(),
                 recent: 40,
                 window: WINDOW,
-                keys: kind,
-                values: kind,
                 threads,
             };
-            let what = format!("{}, {threads} threads", config.architecture);
+            let what = format!("{}, {policy}, {threads} threads", config.architecture);
             let feeds = [
                 Feed::Prompt(0, 5),
                 Feed::Steps(&[0], 2),
@@ -109,16 +110,17 @@ pub fn the_heap_of_the_default_model_is_as_planned() {
         return;
     };
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let workload = Workload {
-        context: 2048,
-        prompt: Some(2000),
-        slots: 1,
-        lambda: Lambda::from_per_mille(500).unwrap(),
-        recent: 32,
-        window: WINDOW,
-        keys: StorageKind::F16,
-        values: StorageKind::F16,
-        threads: 2,
-    };
-    check("default model", &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], 0.95);
+    for policy in ["think", "think,fix=compensated,keys=int4,values=int4"] {
+        let workload = Workload {
+            context: 2048,
+            prompt: Some(2000),
+            slots: 1,
+            policy: policy.parse().unwrap(),
+            recent: 32,
+            window: WINDOW,
+            threads: 2,
+        };
+        let what = format!("default model, {policy}");
+        check(&what, &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], 0.95);
+    }
 }

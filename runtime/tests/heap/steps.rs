@@ -34,7 +34,7 @@ pub fn a_decode_step_allocates_nothing() {
                 Engine::load(&checkpoint, EngineOptions { threads, ..EngineOptions::default() }, &mut |_, _| {})
                     .unwrap();
             let plan = engine.config().cache_plan(3, 480, 32, kind);
-            let mut session = engine.session(SessionOptions { plan, window: WINDOW }, |_, _| 8).unwrap();
+            let mut session = engine.session(SessionOptions::new(plan, WINDOW), |_, _| 8).unwrap();
             for slot in 0..3 {
                 let prompt: Vec<u32> = (0..10 + 100 * slot as u32).collect();
                 engine.prefill(&mut session, slot, &prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();

@@ -18,6 +18,7 @@ use std::{
 use thinkey::{
     engine::{Device, Engine},
     eval::EvalError,
+    policy::Calibration,
     store::{DEFAULT, Store},
     text::Tokenizer,
     weights::Checkpoint,
@@ -83,6 +84,7 @@ struct Policies {
 /// A model that measures.
 struct Bench {
     engine: Engine,
+    calibration: Option<Calibration>,
     tokenizer: Tokenizer,
     /// What the model is called.
     name: String,
@@ -95,7 +97,7 @@ impl Common {
     /// Opens the report and loads the model.
     fn open(&self) -> Result<Bench, CliError> {
         let checkpoint = Checkpoint::open(&pull(&Store::open()?, &self.model)?)?;
-        let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
+        let (tokenizer, calibration) = (Tokenizer::new(checkpoint.tokenizer()?)?, Calibration::find(&checkpoint)?);
         let html = match &self.html {
             Some(path) => {
                 let file = File::create(path).map_err(|cause| CliError::Write { path: path.clone(), cause })?;
@@ -108,7 +110,7 @@ impl Common {
         let engine = Engine::load(&checkpoint, options, &mut |done, _| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         let name = checkpoint.config().name.clone().unwrap_or_else(|| self.model.clone());
-        Ok(Bench { engine, tokenizer, name, html, json: self.json })
+        Ok(Bench { engine, calibration, tokenizer, name, html, json: self.json })
     }
 }
 

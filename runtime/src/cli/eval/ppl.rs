@@ -44,7 +44,14 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         bar.set_position((step.window * predict + step.predicted) as u64);
     };
     let text = (bench.tokenizer.prefix(), &text[..]);
-    let report = perplexity::measure(&mut bench.engine, text, &policies.policies, options, &mut tell)?;
+    let report = perplexity::measure(
+        &mut bench.engine,
+        bench.calibration.as_ref(),
+        text,
+        &policies.policies,
+        options,
+        &mut tell,
+    )?;
     bar.finish_and_clear();
 
     let table = |out: &mut dyn Write| {

@@ -43,7 +43,15 @@ pub fn run(prompts: &Prompts, name: &'static str, test: Test<'_>) -> Result<(), 
         bar.set_position(done as u64);
     };
     let policies = &prompts.policies.policies;
-    let report = retrieval::measure(&mut bench.engine, &bench.tokenizer, test, policies, &options, &mut tell)?;
+    let report = retrieval::measure(
+        &mut bench.engine,
+        bench.calibration.as_ref(),
+        &bench.tokenizer,
+        test,
+        policies,
+        &options,
+        &mut tell,
+    )?;
     bar.finish_and_clear();
 
     let table = |out: &mut dyn Write| {

@@ -1,0 +1,311 @@
+//! What the keys that a prompt thins are like: their mean and covariance, weighed by the attention that the prompt's newest
+//! queries pay them.
+//!
+//! The same as [`thinkey_core::mass`] and [`compensate::moments`] say, on tiles of packed keys: scores are products with
+//! blocks of 32 tokens as attention has them, and the covariance is a sum of products of such blocks with themselves.
+
+use super::{
+    gemm::{Shape, Strided, StridedMut, gemm_panel},
+    loops::SimdLoops,
+    prompt::{Region, padded},
+    simd::Level,
+};
+use thinkey_core::{
+    BLOCK, Error, Loops,
+    channel::compensate::{self, Correction},
+};
+
+/// Queries whose scores are held at a time.
+const ROWS: usize = 8;
+/// Tokens that are centred and multiplied at a time.
+const TILE: usize = 4 * BLOCK;
+
+/// One KV head of a prompt that is to be thinned for the first time.
+pub(super) struct Lesson<'a, Q> {
+    pub(super) level: Level,
+    /// The newest queries of each of the group's heads, [W][D], unscaled.
+    pub(super) queries: Q,
+    /// Query heads, G.
+    pub(super) group: usize,
+    /// Whole tokens, oldest first: sinks, ring, and the prompt's own.
+    pub(super) regions: [&'a Region<'a>; 3],
+    /// First tokens that are seen whatever the window, and are not thinned.
+    pub(super) sinks: usize,
+    /// Tokens thinned, from the first that is no sink on.
+    pub(super) thinned: usize,
+    /// Newest tokens that a query sees.
+    pub(super) window: usize,
+}
+
+/// What has been learnt of a head, in the memory of the lesson.
+pub(super) struct Learnt<'m> {
+    /// m, length D.
+    pub(super) mean: &'m [f32],
+    /// C, [D][D].
+    pub(super) covariance: &'m [f32],
+    /// M, the attention that goes to the tokens thinned and the sinks.
+    #[allow(dead_code, reason = "what budgets are spread by")]
+    pub(super) mass: f32,
+    /// Scratch for [`Correction::solve`].
+    pub(super) scratch: &'m mut [f32],
+}
+
+/// Lanes of regions with `tokens` tokens, each in whole blocks.
+fn lanes(tokens: impl IntoIterator<Item = usize>) -> usize {
+    tokens.into_iter().map(|tokens| tokens.next_multiple_of(BLOCK)).sum()
+}
+
+/// Floats of memory that a lesson takes: for `tokens` tokens in any three regions, `queries` query rows of heads of
+/// `head_dim` channels.
+pub(super) const fn len(tokens: usize, queries: usize, head_dim: usize) -> usize {
+    let lanes = tokens + 3 * BLOCK;
+    queries * head_dim
+        + (ROWS + 1) * lanes
+        + TILE * (head_dim + padded(head_dim))
+        + head_dim
+        + head_dim * padded(head_dim)
+        + Correction::scratch_len(head_dim)
+}
+
+impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
+    /// Learns.
+    ///
+    /// # Errors
+    /// Where attention is no number, or `memory` has fewer floats than [`len`] says.
+    pub(super) fn run<'m>(&self, head_dim: usize, memory: &'m mut [f32]) -> Result<Learnt<'m>, Error> {
+        let floats: usize = self.queries.clone().map(<[f32]>::len).sum();
+        let (count, width) = (floats / head_dim, padded(head_dim));
+        let lanes = lanes(self.regions.map(|region| region.lanes));
+        let mut rest = memory;
+        let mut part = |floats: usize| {
+            let capacity = rest.len();
+            rest.split_off_mut(..floats).ok_or(Error::Capacity { what: "lesson", needed: floats, capacity })
+        };
+        let (queries, scores, mass) = (part(count * head_dim)?, part(ROWS * lanes)?, part(lanes)?);
+        let (centred, turned) = (part(TILE * head_dim)?, part(TILE * width)?);
+        let (mean, covariance) = (part(head_dim)?, part(head_dim * width)?);
+        let scratch = part(Correction::scratch_len(head_dim))?;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        queries.iter_mut().zip(self.queries.clone().flatten()).for_each(|(scaled, &q)| *scaled = q * scale);
+        self.mass(queries, head_dim, scores, mass);
+        let (sinks, weights) = self.gather(mass);
+        let mass = sinks + compensate::weigh(weights, 0)?;
+        self.mean(weights, mean);
+        self.covariance(weights, mean, (centred, turned), covariance);
+        // Rows without padding.
+        for row in 1..head_dim {
+            covariance.copy_within(row * width..row * width + head_dim, row * head_dim);
+        }
+        let covariance = &mut covariance[..head_dim * head_dim];
+        compensate::complete(covariance, head_dim);
+        Ok(Learnt { mean, covariance, mass, scratch })
+    }
+
+    /// The attention that each lane gets, mean over all queries; `queries` are scaled.
+    fn mass(&self, queries: &[f32], head_dim: usize, scores: &mut [f32], mass: &mut [f32]) {
+        let (count, lanes, loops) = (queries.len() / head_dim, mass.len(), SimdLoops(self.level));
+        let window = count / self.group;
+        let own = self.regions[2];
+        let newest = own.position + own.lanes as isize - window as isize;
+        mass.fill(0.0);
+        for (index, queries) in queries.chunks(ROWS * head_dim).enumerate() {
+            let rows = queries.len() / head_dim;
+            let mut start = 0;
+            for region in self.regions {
+                for first in (0..region.lanes).step_by(BLOCK) {
+                    let shape = Shape { m: rows, k: head_dim, n: BLOCK };
+                    let a = Strided { data: queries, stride: head_dim };
+                    let b = Strided { data: &region.keys[first * head_dim..], stride: BLOCK };
+                    let c = StridedMut { data: &mut scores[start + first..], stride: lanes };
+                    gemm_panel(self.level, shape, a, b, c, false);
+                }
+                start += region.lanes.next_multiple_of(BLOCK);
+            }
+            for (row, scores) in scores.chunks_exact_mut(lanes).enumerate().take(rows) {
+                let position = newest + ((index * ROWS + row) % window) as isize;
+                let mut start = 0;
+                for region in self.regions {
+                    let lane = |position: isize| (position - region.position).clamp(0, region.lanes as isize) as usize;
+                    let (open, end) = (lane(self.sinks as isize), lane(position + 1));
+                    let first = lane((position + 1).saturating_sub_unsigned(self.window)).max(open);
+                    let scores = &mut scores[start..start + region.lanes.next_multiple_of(BLOCK)];
+                    scores[open.min(end)..first.min(end)].fill(f32::NEG_INFINITY);
+                    scores[end..].fill(f32::NEG_INFINITY);
+                    start += scores.len();
+                }
+                let largest = loops.largest(scores);
+                let share = 1.0 / (loops.exponentials(scores, largest) * count as f32);
+                for (mass, &score) in mass.iter_mut().zip(&*scores) {
+                    *mass += score * share;
+                }
+            }
+        }
+    }
+
+    /// The mass of all sinks, and that of the tokens thinned, moved to the front.
+    fn gather<'m>(&self, mass: &'m mut [f32]) -> (f32, &'m mut [f32]) {
+        let (mut sinks, mut gathered, mut start) = (0.0, 0, 0);
+        for region in self.regions {
+            let open = (self.sinks as isize - region.position).clamp(0, region.lanes as isize) as usize;
+            sinks += mass[start..start + open].iter().sum::<f32>();
+            let count = (region.lanes - open).min(self.thinned - gathered);
+            mass.copy_within(start + open..start + open + count, gathered);
+            gathered += count;
+            start += region.lanes.next_multiple_of(BLOCK);
+        }
+        (sinks, &mut mass[..gathered])
+    }
+
+    /// Calls `each` with every block that has thinned tokens: its keys, [D][32], which lanes are such tokens, and their
+    /// weights.
+    fn blocks(&self, weights: &[f32], head_dim: usize, mut each: impl FnMut(&[f32], usize, &[f32])) {
+        let mut rest = weights;
+        for region in self.regions {
+            let open = (self.sinks as isize - region.position).clamp(0, region.lanes as isize) as usize;
+            let mut lane = open;
+            while lane < region.lanes && !rest.is_empty() {
+                let (block, first) = (lane / BLOCK, lane % BLOCK);
+                let count = (BLOCK - first).min(region.lanes - lane).min(rest.len());
+                let (weights, tail) = rest.split_at(count);
+                each(&region.keys[block * BLOCK * head_dim..][..BLOCK * head_dim], first, weights);
+                (rest, lane) = (tail, lane + count);
+            }
+        }
+    }
+
+    fn mean(&self, weights: &[f32], mean: &mut [f32]) {
+        const LANES: usize = 8;
+        mean.fill(0.0);
+        self.blocks(weights, mean.len(), |keys, first, weights| {
+            let mut lanes = [0.0; BLOCK];
+            lanes[first..first + weights.len()].copy_from_slice(weights);
+            for (mean, keys) in mean.iter_mut().zip(keys.chunks_exact(BLOCK)) {
+                let mut sums = [0.0f32; LANES];
+                for (keys, weights) in keys.chunks_exact(LANES).zip(lanes.chunks_exact(LANES)) {
+                    for ((sum, key), weight) in sums.iter_mut().zip(keys).zip(weights) {
+                        *sum += key * weight;
+                    }
+                }
+                *mean += sums.iter().sum::<f32>();
+            }
+        });
+    }
+
+    /// The upper triangle of Σ w (k−m)(k−m)ᵀ, rows padded.
+    fn covariance(&self, weights: &[f32], mean: &[f32], memory: (&mut [f32], &mut [f32]), out: &mut [f32]) {
+        let (head_dim, width) = (mean.len(), padded(mean.len()));
+        // (k−m)·√w as [D][tokens] and as [tokens][D].
+        let (centred, turned) = memory;
+        turned.fill(0.0);
+        out.fill(0.0);
+        let mut multiply = |centred: &[f32], turned: &[f32], tokens: usize| {
+            for column in (0..head_dim).step_by(BLOCK) {
+                // Rows below the panel are the lower triangle.
+                let shape = Shape { m: head_dim.min(column + BLOCK), k: tokens, n: BLOCK };
+                let a = Strided { data: centred, stride: TILE };
+                let b = Strided { data: &turned[column..], stride: width };
+                gemm_panel(self.level, shape, a, b, StridedMut { data: &mut out[column..], stride: width }, true);
+            }
+        };
+        let mut tokens = 0;
+        self.blocks(weights, head_dim, |keys, first, weights| {
+            if tokens + weights.len() > TILE {
+                multiply(centred, turned, tokens);
+                tokens = 0;
+            }
+            let mut roots = [0.0f32; BLOCK];
+            roots.iter_mut().zip(weights).for_each(|(root, weight)| *root = weight.sqrt());
+            for (channel, (keys, &mean)) in keys.chunks_exact(BLOCK).zip(mean).enumerate() {
+                let to = &mut centred[channel * TILE + tokens..][..weights.len()];
+                for ((to, &key), &root) in to.iter_mut().zip(&keys[first..]).zip(&roots) {
+                    *to = (key - mean) * root;
+                }
+                for (lane, &x) in to.iter().enumerate() {
+                    turned[(tokens + lane) * width + channel] = x;
+                }
+            }
+            tokens += weights.len();
+        });
+        multiply(centred, turned, tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use thinkey_core::{Plain, QueryWindow, TokenRows, mass};
+
+    fn numbers(seed: u64, len: usize) -> Vec<f32> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    /// Tokens as packed blocks; lanes that are no tokens hold what must not matter.
+    fn packed(rows: &[f32], d: usize) -> Vec<f32> {
+        let tokens = rows.len() / d;
+        let mut blocks = vec![f32::MAX; tokens.next_multiple_of(BLOCK) * d];
+        for (at, &x) in rows.iter().enumerate() {
+            let (token, channel) = (at / d, at % d);
+            blocks[(token / BLOCK * d + channel) * BLOCK + token % BLOCK] = x;
+        }
+        blocks
+    }
+
+    proptest! {
+        /// However the tokens are spread over sinks, ring and prompt.
+        #[test]
+        fn learns_what_the_loops_of_core_do(
+            head_dim in 1usize..70,
+            group in 1usize..4,
+            window in 1usize..20,
+            past_sinks in 0usize..6,
+            more_sinks in 0usize..6,
+            ring in 0usize..70,
+            own in 20usize..300,
+            share in 0.1f64..1.0,
+            seed in any::<u64>(),
+        ) {
+            // The ring has tokens only once there are all sinks.
+            let ring = if more_sinks > 0 { 0 } else { ring };
+            let (d, sinks, tokens) = (head_dim, past_sinks + more_sinks, past_sinks + ring + own);
+            let thinned = (((tokens - sinks) as f64 * share) as usize).max(1);
+            let (keys, queries) = (numbers(seed, tokens * d), numbers(seed ^ 3, group * window * d));
+            let rows = TokenRows::new(&keys, tokens, d, d).unwrap();
+            let query_window = QueryWindow::new(&queries, [group, window * d], [window, d], d).unwrap();
+            let (mut mass, mut scratch) = (vec![0.0; tokens], vec![0.0; tokens]);
+            mass::group_mass(&Plain, &query_window, &rows, &mut scratch, &mut mass).unwrap();
+            mass.truncate(sinks + thinned);
+            let total = compensate::weigh(&mut mass, sinks).unwrap();
+            let (mut mean, mut covariance) = (vec![0.0; d], vec![0.0; d * d]);
+            let mut scratch = vec![0.0; compensate::moments_scratch(d)];
+            compensate::moments(&rows.first(sinks + thinned).unwrap(), &mass, &mut scratch, &mut mean, &mut covariance).unwrap();
+
+            let parts = [0..past_sinks, past_sinks..past_sinks + ring, past_sinks + ring..tokens];
+            let blocks = parts.clone().map(|part| packed(&keys[part.start * d..part.end * d], d));
+            let region = |index: usize| Region {
+                keys: &blocks[index], values: &[], channels: d, lanes: parts[index].len(), hidden: 0,
+                position: parts[index].start as isize, thin: false,
+            };
+            let regions = [region(0), region(1), region(2)];
+            for level in Level::available() {
+                let lesson = Lesson {
+                    level, queries: queries.chunks(window * d), group, regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
+                };
+                let mut memory = vec![f32::NAN; len(tokens, group * window, d)];
+                let learnt = lesson.run(d, &mut memory).unwrap();
+                prop_assert!((learnt.mass - total).abs() < 1e-4, "{} {total}", learnt.mass);
+                for (ours, theirs) in learnt.mean.iter().zip(&mean) {
+                    prop_assert!((ours - theirs).abs() < 1e-4, "{ours} {theirs}");
+                }
+                for (at, (ours, theirs)) in learnt.covariance.iter().zip(&covariance).enumerate() {
+                    prop_assert!((ours - theirs).abs() < 2e-4, "{at}: {ours} {theirs}");
+                }
+            }
+        }
+    }
+}

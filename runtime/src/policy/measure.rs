@@ -1,0 +1,87 @@
+//! How a calibration is measured: the budget scores of the heads over some windows of text.
+
+use super::Calibration;
+use crate::{
+    engine::Engine,
+    model::{ModelError, transformer::WINDOW},
+};
+use std::ops::ControlFlow;
+use thinkey_core::{
+    Error, QueryWindow, TokenRows,
+    channel::{
+        adaptive,
+        compensate::{self, SINKS, budget_scores},
+        score::add_energy,
+    },
+    mass,
+};
+use thinkey_kernels::{
+    cpu::{loops::SimdLoops, simd::Level},
+    ops::HeldHead,
+};
+
+/// Newest tokens of a window that are never thinned, and whose keys do not count.
+const RECENT: usize = 32;
+
+impl Calibration {
+    /// Fewest tokens of a window.
+    pub const LEAST: usize = SINKS + RECENT + 1;
+
+    /// Measures the model of `engine` over `windows`, texts of [`LEAST`](Self::LEAST) tokens and more; `progress` is told
+    /// how many are done.
+    ///
+    /// # Errors
+    /// [`ModelError`] where there is no window, one is too short, or the model cannot read it; [`ModelError::Interrupted`]
+    /// where `progress` breaks.
+    pub fn measure(
+        engine: &mut Engine,
+        windows: &[&[u32]],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Self, ModelError> {
+        let config = engine.config().clone();
+        let shortest = windows.iter().map(|window| window.len()).min().unwrap_or(0);
+        if shortest < Self::LEAST {
+            return Err(Error::Length { what: "tokens of a window", expected: Self::LEAST, actual: shortest }.into());
+        }
+        let mut memory = vec![0.0; config.layers * config.kv_heads * config.head_dim];
+        let mut average = adaptive::Calibration::new(&mut memory, config.head_dim)?;
+        for (done, window) in windows.iter().enumerate() {
+            if progress(done).is_break() {
+                return Err(ModelError::Interrupted);
+            }
+            let (mut scores, mut failed) = (Vec::with_capacity(average.heads() * config.head_dim), None);
+            let read = engine.examine(window, WINDOW, &mut |_, _, held| match budget(held, &mut scores) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            });
+            match failed {
+                Some(error) => return Err(error.into()),
+                None => read?,
+            }
+            average.add(&scores)?;
+        }
+        Ok(Self::new(&config, &average, shortest))
+    }
+}
+
+/// Adds the budget scores of a head's channels.
+fn budget(held: &HeldHead, scores: &mut Vec<f32>) -> Result<(), Error> {
+    let (d, tokens, window) = (held.head_dim, held.tokens(), held.window);
+    let group = held.queries.len() / (window * d);
+    let keys = TokenRows::new(&held.keys, tokens, d, d)?;
+    let queries = QueryWindow::new(&held.queries, [group, window * d], [window, d], d)?;
+    let (mut mass, mut row) = (vec![0.0; tokens], vec![0.0; tokens]);
+    mass::group_mass(&SimdLoops(Level::best()), &queries, &keys, &mut row, &mut mass)?;
+    mass.truncate(tokens - RECENT);
+    let total = compensate::weigh(&mut mass, SINKS)?;
+    let (mut mean, mut covariance) = (vec![0.0; d], vec![0.0; d * d]);
+    let mut scratch = vec![0.0; compensate::moments_scratch(d)];
+    compensate::moments(&keys.first(tokens - RECENT)?, &mass, &mut scratch, &mut mean, &mut covariance)?;
+    let (mut energy, at) = (vec![0.0; d], scores.len());
+    add_energy(&held.queries, group * window, d, &mut energy)?;
+    scores.resize(at + d, 0.0);
+    budget_scores(&energy, group * window, &covariance, total, &mut scores[at..])
+}

@@ -1,0 +1,214 @@
+//! A cache policy made concrete for a model: what each head keeps, before a prompt is seen.
+//!
+//! Shapes are static: how many channels a head keeps is known when memory is planned, and only *which* is decided by each
+//! prompt. [`CacheDesign`] is where a [`Policy`] and a model meet; the planner counts it, and sessions are made of it.
+//!
+//! ```
+//! use thinkey::{model::ModelConfig, policy::CacheDesign};
+//! use thinkey_core::Policy;
+//!
+//! # fn show(config: &ModelConfig) -> Result<(), Box<dyn std::error::Error>> {
+//! let policy: Policy = "think,lambda=.6,keys=int4".parse()?;
+//! let design = CacheDesign::new(policy, config, None)?;
+//! assert_eq!(design.kept(0, 0), 26); // of 64
+//! # Ok(())
+//! # }
+//! ```
+
+mod calibration;
+mod measure;
+
+pub use calibration::{Calibration, CalibrationError};
+
+use crate::{
+    engine::{Device, SessionOptions},
+    model::ModelConfig,
+};
+use thinkey_core::{
+    CachePlan, Error, Lambda, Policy, StorageKind,
+    channel::{
+        adaptive::{self, Grid, MIN_KEPT},
+        compensate::SINKS,
+    },
+    policy::{Choice, Fix, Heads, Life, PolicyError, Score, Store, ThinValues, Tokens},
+};
+
+/// Why a policy cannot be carried out for a model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DesignError {
+    /// It cannot be for any.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// T per head was to be looked up, and nobody has measured it.
+    #[error(
+        "this model is not calibrated: measure it once by `thinkey calibrate`, or give every head as many channels by \
+         --policy choice=top(λ)"
+    )]
+    NotCalibrated,
+    /// The budget of channels does not go round.
+    #[error("λ = {} leaves fewer channels than every head keeps at least; lower it", f64::from(lambda.per_mille()) / 1000.0)]
+    Lambda {
+        /// The λ.
+        lambda: Lambda,
+    },
+    /// A part that sessions do not have.
+    #[error("{part} is not to be had in a session: {why}")]
+    Part {
+        /// The slot, or the slot and its value.
+        part: &'static str,
+        /// Why, or what to do instead.
+        why: &'static str,
+    },
+    /// The model's attention forbids it.
+    #[error("{part} does not go with the sliding window of this model's attention")]
+    SlidingWindow {
+        /// The slot and its value.
+        part: &'static str,
+    },
+    /// The shape of the cache cannot be.
+    #[error(transparent)]
+    Core(#[from] Error),
+}
+
+/// What a policy comes to for a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheDesign {
+    policy: Policy,
+    /// Of a cache of one sequence of one token.
+    plan: CachePlan,
+    /// T, [layers][kv_heads].
+    kept: Vec<u16>,
+}
+
+impl CacheDesign {
+    /// The design of `policy` for a model of shape `config`, whose `calibration` is looked up where the policy asks for it.
+    ///
+    /// # Errors
+    /// [`DesignError`] where the policy cannot be, alone or for this model.
+    pub fn new(policy: Policy, config: &ModelConfig, calibration: Option<&Calibration>) -> Result<Self, DesignError> {
+        policy.check()?;
+        supported(&policy)?;
+        let corrected = policy.fix == Fix::Compensated;
+        let mut sinks = if corrected { SINKS } else { 0 };
+        let mut window = config.sliding_window;
+        match (policy.tokens, window) {
+            (Tokens::Window { .. }, Some(_)) => return Err(DesignError::SlidingWindow { part: "tokens=window" }),
+            (Tokens::Window { sinks: first, window: newest }, None) => {
+                sinks = sinks.max(first as usize);
+                window = Some(newest as usize);
+            }
+            // The model itself leaves its first tokens behind.
+            (_, Some(_)) => sinks = 0,
+            _ => {}
+        }
+        let plan = CachePlan {
+            sinks,
+            corrected,
+            window,
+            values: StorageKind::try_from(policy.values)?,
+            ..config.cache_plan(1, 1, 0, StorageKind::try_from(policy.keys)?)
+        };
+        let heads = config.layers * config.kv_heads;
+        let kept = match policy.choice {
+            Choice::Top { lambda } => vec![lambda.kept(config.head_dim) as u16; heads],
+            Choice::Calibrated { lambda, multiple } => {
+                let grid = Grid {
+                    head_dim: config.head_dim,
+                    minimum: MIN_KEPT.min(config.head_dim),
+                    multiple: multiple.into(),
+                };
+                let scores = calibration.ok_or(DesignError::NotCalibrated)?.scores(config)?;
+                let mut kept = vec![0; heads];
+                adaptive::distribute(scores, grid, lambda, &mut kept).map_err(|error| match error {
+                    Error::Capacity { .. } => DesignError::Lambda { lambda },
+                    error => DesignError::Core(error),
+                })?;
+                kept
+            }
+            _ => vec![config.head_dim as u16; heads],
+        };
+        Ok(Self { policy, plan, kept })
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Channels that KV head `head` of layer `layer` keeps, T.
+    ///
+    /// # Panics
+    /// Where the model has no such head.
+    #[must_use]
+    pub fn kept(&self, layer: usize, head: usize) -> usize {
+        usize::from(self.kept[layer * self.plan.kv_heads + head])
+    }
+
+    /// The most channels that a head keeps.
+    #[must_use]
+    pub fn most_kept(&self) -> usize {
+        self.kept.iter().copied().max().map_or(0, usize::from)
+    }
+
+    /// What a session of `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole, is to be; the newest
+    /// `window` queries of a prompt score its channels.
+    #[must_use]
+    pub fn options(&self, slots: usize, tokens: usize, recent: usize, window: usize) -> SessionOptions {
+        SessionOptions { plan: self.plan(slots, tokens, recent), window, score: self.policy.score }
+    }
+
+    /// The plan of a cache for `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole.
+    #[must_use]
+    pub fn plan(&self, slots: usize, tokens: usize, recent: usize) -> CachePlan {
+        CachePlan { slots, tokens, recent, ..self.plan }
+    }
+}
+
+/// What a cache does where nobody says: the preset `balanced`, with as many channels in every head where the model is not
+/// `calibrated`, and with keys and values in f16 on devices that store no codes.
+#[must_use]
+pub fn default(calibrated: bool, device: Device) -> Policy {
+    let mut policy = Policy::BALANCED;
+    if !calibrated {
+        policy.choice = Choice::Top { lambda: policy.lambda().unwrap_or(Lambda::WHOLE) };
+    }
+    if device != Device::Ndarray {
+        (policy.keys, policy.values) = (Store::F16, Store::F16);
+    }
+    policy
+}
+
+/// Whether sessions have all parts of `policy`.
+fn supported(policy: &Policy) -> Result<(), DesignError> {
+    const OFFLINE: &str = "it is measured offline only";
+    let part = |part, why| Err(DesignError::Part { part, why });
+    match policy.tokens {
+        Tokens::Snapkv { .. } => return part("tokens=snapkv", OFFLINE),
+        Tokens::H2o { .. } => return part("tokens=h2o", OFFLINE),
+        Tokens::All | Tokens::Window { .. } => {}
+    }
+    if matches!(policy.score, Score::Sketch { .. }) {
+        return part("score=sketch", OFFLINE);
+    }
+    match policy.choice {
+        Choice::Threshold { .. } => return part("choice=threshold", "give calibrated(λ,8), which is of a fixed size"),
+        Choice::Adaptive { .. } => return part("choice=adaptive", "give calibrated(λ,8), which is of a fixed size"),
+        Choice::Dynamic { .. } => return part("choice=dynamic", "give --lambda auto with --max-memory"),
+        Choice::Whole | Choice::Top { .. } | Choice::Calibrated { .. } => {}
+    }
+    if policy.fix == Fix::Lowrank {
+        return part("fix=lowrank", OFFLINE);
+    }
+    if policy.thin_values != ThinValues::Whole {
+        return part("thin-values", OFFLINE);
+    }
+    if policy.heads != Heads::Kv {
+        return part("heads=query", "it takes up to as many times the memory as query heads share keys");
+    }
+    if policy.life != Life::Prompt {
+        return part("life", OFFLINE);
+    }
+    Ok(())
+}
