@@ -2,7 +2,8 @@
 //!
 //! For each KV head, with the queries Q [W·G × D] of the window and the keys K [S × D] of a prompt:
 //!
-//! - **rank**: how many singular values hold 90% of the energy (the sum of their squares) of the logits Q Kᵀ, and of K;
+//! - **rank**: how many singular values hold 90% of the energy (the sum of their squares) of the logits Q Kᵀ, and of K; also
+//!   of the logits less each query's mean over the keys, which softmax does not see and which is most of the energy;
 //! - **skew**: the share of the channel scores (‖q_j‖² ‖k_j‖², as ThinK has them) that the best 10, 25 and 50% of the channels
 //!   hold;
 //! - **overlap**: how much of the mask of one window's prompt is in that of another's.
@@ -64,6 +65,8 @@ pub struct HeadEnergy {
     pub head: usize,
     /// Singular values that hold [`SHARE`] of the energy of the window's logits.
     pub logit_rank: Estimate,
+    /// As many of the logits less each query's mean over the keys.
+    pub centred_rank: Estimate,
     /// As many of the keys.
     pub key_rank: Estimate,
     /// Share of the score that the best channels hold, [`BEST`] percent of them.
@@ -77,6 +80,7 @@ pub struct HeadEnergy {
 /// One head in one prompt.
 struct Sample {
     logit_rank: f64,
+    centred_rank: f64,
     key_rank: f64,
     skew: [f64; 3],
     mask: ChannelMask,
@@ -143,6 +147,8 @@ fn sample(held: &HeldHead, kept: usize) -> Result<Sample, Error> {
     let dim = held.head_dim;
     let (keys, queries) = (gram(&held.keys, dim), gram(&held.queries, dim));
     let (key_rank, logit_rank) = ranks(dim, &keys, &queries)?;
+    let (_, centred_rank) = ranks(dim, &centred(&held.keys, &keys), &queries)?;
+    let [logit_rank, centred_rank, key_rank] = [logit_rank, centred_rank, key_rank].map(|rank| rank as f64);
     let energy = |gram: &[f64]| gram.iter().step_by(dim + 1).map(|&x| x as f32).collect::<Vec<_>>();
     let mut scores = vec![0.0; dim];
     score::score(&energy(&queries), held.queries.len() / dim, &energy(&keys), held.tokens(), &mut scores)?;
@@ -151,7 +157,7 @@ fn sample(held: &HeldHead, kept: usize) -> Result<Sample, Error> {
     let sum = |scores: &[f32]| scores.iter().map(|&x| f64::from(x)).sum::<f64>();
     let all = sum(&scores);
     let skew = BEST.map(|percent| sum(&scores[..(dim * percent).div_ceil(100)]) / all);
-    Ok(Sample { logit_rank: logit_rank as f64, key_rank: key_rank as f64, skew, mask })
+    Ok(Sample { logit_rank, centred_rank, key_rank, skew, mask })
 }
 
 /// XᵀX of rows of `dim` channels.
@@ -164,6 +170,18 @@ fn gram(rows: &[f32], dim: usize) -> Vec<f64> {
         }
     }
     gram
+}
+
+/// XᵀX of rows less their mean, from that of the rows as they are.
+fn centred(rows: &[f32], gram: &[f64]) -> Vec<f64> {
+    let dim = gram.len().isqrt();
+    let count = (rows.len() / dim) as f64;
+    let mut sums = vec![0.0; dim];
+    for row in rows.chunks_exact(dim) {
+        sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+    }
+    let cells = gram.iter().enumerate().map(|(at, x)| x - sums[at / dim] * sums[at % dim] / count);
+    cells.collect()
 }
 
 /// The ranks of keys and of logits, from KᵀK and QᵀQ.
@@ -226,6 +244,7 @@ fn summary(layer: usize, head: usize, samples: &[Sample]) -> Result<HeadEnergy, 
         layer,
         head,
         logit_rank: estimate(&|sample| sample.logit_rank),
+        centred_rank: estimate(&|sample| sample.centred_rank),
         key_rank: estimate(&|sample| sample.key_rank),
         skew: [0, 1, 2].map(|best| estimate(&|sample| sample.skew[best])),
         overlap: mean(&shares),
@@ -305,6 +324,15 @@ mod tests {
                 rank_by_deflation(logits, 9, 40),
             );
             assert_eq!(ranks(dim, &gram(&keys, dim), &gram(&queries, dim)).unwrap(), expected);
+
+            let mut less = keys.clone();
+            for channel in 0..dim {
+                let mean = keys[channel..].iter().step_by(dim).sum::<f32>() / 40.0;
+                less[channel..].iter_mut().step_by(dim).for_each(|x| *x -= mean);
+            }
+            for (a, b) in centred(&keys, &gram(&keys, dim)).iter().zip(gram(&less, dim)) {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
+            }
         }
     }
 

@@ -117,7 +117,7 @@ fn energy_is_told_head_by_head() {
     let text = tiny.on_text("energy", &[&options[..], &["--html", &html]].concat()).ok();
     let rows: Vec<_> = text.lines().skip(3).collect();
     assert_eq!(rows.len(), 1 + 4 + 1, "{text}");
-    assert!(rows[0].starts_with("layer  head  rank of logits  rank of keys  best 10%"), "{text}");
+    assert!(rows[0].starts_with("layer  head  rank of logits  centred  rank of keys  best 10%"), "{text}");
     assert!(
         rows[1].starts_with("0         0") && rows[4].starts_with("1         1") && rows[5].starts_with("mean"),
         "{text}"

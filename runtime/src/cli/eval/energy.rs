@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             100.0 * SHARE,
             report.lambda,
         )?;
-        let head = ["layer", "head", "rank of logits", "rank of keys"].map(String::from);
+        let head = ["layer", "head", "rank of logits", "centred", "rank of keys"].map(String::from);
         let best = BEST.map(|best| format!("best {best}%"));
         let mut rows = vec![head.into_iter().chain(best).chain(["overlap".to_owned(), "Jaccard".to_owned()]).collect()];
         for head in &report.heads {
@@ -79,7 +79,9 @@ fn row(name: [String; 2], heads: &[HeadEnergy]) -> Vec<String> {
     let shared = |of: &dyn Fn(&HeadEnergy) -> Option<f64>| {
         share(heads.iter().all(|head| of(head).is_some()).then(|| mean(&|head| of(head).unwrap_or_default())))
     };
-    let ranks = [mean(&|head| head.logit_rank.mean), mean(&|head| head.key_rank.mean)].map(|rank| format!("{rank:.1}"));
+    let ranks =
+        [mean(&|head| head.logit_rank.mean), mean(&|head| head.centred_rank.mean), mean(&|head| head.key_rank.mean)]
+            .map(|rank| format!("{rank:.1}"));
     let skew = [0, 1, 2].map(|best| share(Some(mean(&|head| head.skew[best].mean))));
     let masks = [shared(&|head| head.overlap), shared(&|head| head.jaccard)];
     name.into_iter().chain(ranks).chain(skew).chain(masks).collect()

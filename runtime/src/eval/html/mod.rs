@@ -164,7 +164,7 @@ pub fn energy(model: &str, report: &EnergyReport) -> Result<String, EvalError> {
     let rows = report.heads.iter().map(|head| {
         let share = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1}%", 100.0 * share));
         let skew = head.skew.map(|skew| share(Some(skew.mean)));
-        let ranks = [head.logit_rank, head.key_rank].map(|rank| within(rank, 1));
+        let ranks = [head.logit_rank, head.centred_rank, head.key_rank].map(|rank| within(rank, 1));
         let own = [head.layer.to_string(), head.head.to_string()];
         own.into_iter().chain(ranks).chain(skew).chain([share(head.overlap), share(head.jaccard)]).collect()
     });
@@ -174,7 +174,11 @@ pub fn energy(model: &str, report: &EnergyReport) -> Result<String, EvalError> {
         let layer = |layer| report.heads.iter().filter(move |head| head.layer == layer).map(of).collect::<Vec<_>>();
         (0..layers).map(|index| Estimate::of(&layer(index)).mean).collect()
     };
-    let ranks = [("logits", mean(&|head| head.logit_rank.mean)), ("keys", mean(&|head| head.key_rank.mean))];
+    let ranks = [
+        ("logits", mean(&|head| head.logit_rank.mean)),
+        ("logits, centred", mean(&|head| head.centred_rank.mean)),
+        ("keys", mean(&|head| head.key_rank.mean)),
+    ];
     let shares: Vec<_> = energy::BEST
         .iter()
         .enumerate()
@@ -193,7 +197,10 @@ pub fn energy(model: &str, report: &EnergyReport) -> Result<String, EvalError> {
         page.figure("Channels that the masks of two prompts have in common.", &charts::bars(&bars)?);
     }
     let [few, some, half] = energy::BEST.map(|best| format!("best {best}%"));
-    page.table(&["layer", "head", "rank of logits", "rank of keys", &few, &some, &half, "overlap", "Jaccard"], rows);
+    page.table(
+        &["layer", "head", "rank of logits", "centred", "rank of keys", &few, &some, &half, "overlap", "Jaccard"],
+        rows,
+    );
     Ok(page.finish())
 }
 

@@ -86,6 +86,7 @@ fn heads_are_listed_and_layers_plotted() {
         layer,
         head,
         logit_rank: ONE,
+        centred_rank: ONE,
         key_rank: ONE,
         skew: [ONE; 3],
         overlap,
