@@ -15,6 +15,7 @@
 //! use thinkey::{
 //!     engine::{Engine, EngineOptions},
 //!     eval::{self, perplexity::{self, PerplexityOptions}},
+//!     policy::Calibration,
 //!     text::Tokenizer,
 //!     weights::Checkpoint,
 //! };
@@ -26,7 +27,9 @@
 //! let text = tokenizer.encode_plain(&eval::read_text(Path::new("wiki.txt"))?, false)?;
 //! let policies = ["full".parse()?, "think".parse()?];
 //! let options = PerplexityOptions { prefix: 2048, predict: 256, windows: 16 };
-//! let report = perplexity::measure(&mut engine, (tokenizer.prefix(), &text), &policies, options, &mut |_| {})?;
+//! let calibration = Calibration::find(&checkpoint)?;
+//! let text = (tokenizer.prefix(), &text[..]);
+//! let report = perplexity::measure(&mut engine, calibration.as_ref(), text, &policies, options, &mut |_| {})?;
 //! for row in &report.policies {
 //!     println!("{}: {:.3} nats from the whole cache", row.policy, row.divergence.mean);
 //! }

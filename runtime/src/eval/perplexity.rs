@@ -207,7 +207,6 @@ fn perplexities(surprises: &[f64], first: &[f64]) -> (Estimate, Estimate) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Calibration;
     use crate::{
         engine::EngineOptions,
         model::Architecture,
@@ -233,7 +232,8 @@ mod tests {
         let (mut engine, text) = (engine(), (0..400).map(|at| at * at % 37).collect::<Vec<u32>>());
         let policies = policies(&["choice=top(.7)", "keys=f32,values=f32", "choice=top(.9),keys=int4"]);
         let mut steps = Vec::new();
-        let report = measure(&mut engine, (&[39], &text), &policies, OPTIONS, &mut |step| steps.push(step)).unwrap();
+        let report =
+            measure(&mut engine, None, (&[39], &text), &policies, OPTIONS, &mut |step| steps.push(step)).unwrap();
         assert_eq!(steps.len(), 3 * 21);
         assert_eq!(steps.last(), Some(&Step { window: 2, predicted: 20 }));
         let lines: Vec<_> = report.policies.iter().map(|row| row.policy.to_string()).collect();
@@ -302,9 +302,9 @@ mod tests {
     fn what_cannot_be_measured_is_an_error() {
         let (mut engine, text) = (engine(), vec![1; 400]);
         let mut error = |text: &[u32], lines: &[&str], options| {
-            measure(&mut engine, (&[], text), &policies(lines), options, &mut |_| {}).unwrap_err().to_string()
+            measure(&mut engine, None, (&[], text), &policies(lines), options, &mut |_| {}).unwrap_err().to_string()
         };
-        assert!(error(&text, &["balanced"], OPTIONS).contains("caches cannot do choice=calibrated"));
+        assert!(error(&text, &["balanced"], OPTIONS).contains("this model is not calibrated"));
         assert!(error(&text[..90], &[], OPTIONS).starts_with("91 tokens of text are needed, and there are 90"));
         assert!(error(&text, &[], PerplexityOptions { windows: 50, ..OPTIONS }).contains("at most 16"));
         for (options, says) in [

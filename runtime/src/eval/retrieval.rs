@@ -169,14 +169,14 @@ impl Fact {
         let number = (10_000 + random.below(90_000)).to_string();
         let (told, question) = match test {
             Test::Passkey => (
-                format!("\nThe pass key is {number}. Remember it. {number} is the pass key.\n"),
+                format!("\nThe pass key is {number}. Remember it. {number} is the pass key."),
                 "\nWhat is the pass key? The pass key is".to_owned(),
             ),
             Test::Needle(_) => {
                 let city = CITIES[random.below(CITIES.len() as u64) as usize];
                 (
-                    format!("\nThe special number of {city} is {number}.\n"),
-                    format!("\n\nWhat is the special number of {city}? The special number of {city} is"),
+                    format!("\nThe special number of {city} is {number}."),
+                    format!("\nWhat is the special number of {city}? The special number of {city} is"),
                 )
             }
         };
@@ -292,12 +292,12 @@ mod tests {
         for test in [Test::Passkey, Test::Needle(&text)] {
             seen.clear();
             let mut tell = |done, of| seen.push((done, of));
-            let report = measure(&mut engine, &tokenizer, test, &policies, &options(), &mut tell).unwrap();
+            let report = measure(&mut engine, None, &tokenizer, test, &policies, &options(), &mut tell).unwrap();
             assert_eq!(seen, (0..=12).map(|done| (done, 12)).collect::<Vec<_>>());
             assert_eq!(report.policies.len(), 2);
             for row in &report.policies {
                 assert_eq!((row.found.len(), row.found[0].len(), row.asked), (3, 2, 12));
-                assert_eq!(row.total, row.found.iter().flatten().sum());
+                assert_eq!(row.total, row.found.iter().flatten().sum::<usize>());
             }
         }
     }
@@ -306,7 +306,7 @@ mod tests {
     fn what_cannot_be_asked_is_an_error() {
         let (mut engine, tokenizer) = model();
         let mut error = |test, options| {
-            measure(&mut engine, &tokenizer, test, &[], &options, &mut |_, _| {}).unwrap_err().to_string()
+            measure(&mut engine, None, &tokenizer, test, &[], &options, &mut |_, _| {}).unwrap_err().to_string()
         };
         for (options, says) in [
             (RetrievalOptions { lengths: vec![], ..options() }, "the number of lengths must be at least 1"),

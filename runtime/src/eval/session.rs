@@ -75,7 +75,7 @@ mod tests {
     use crate::{model::Architecture, weights::fixture};
 
     fn bytes(line: &str) -> Result<usize, EvalError> {
-        let config = fixture::config(Architecture::Llama);
+        let config = ModelConfig { head_dim: 64, ..fixture::config(Architecture::Llama) };
         Footprint::planned(&config, None, &line.parse().unwrap(), 1000).map(|footprint| footprint.bytes)
     }
 

@@ -44,7 +44,7 @@ pub fn spread(
     if gaps > 0 && room / gaps < apart {
         return Err(EvalError::Crowded { windows: count, most: room / apart + 1 });
     }
-    let first = |at: usize| if gaps == 0 { 0 } else { room * at / gaps };
+    let first = |at: usize| (room * at).checked_div(gaps).unwrap_or(0);
     Ok((0..count).map(|at| [before, &text[first(at)..][..own]].concat()).collect())
 }
 

@@ -110,6 +110,8 @@ pub fn frontier(axes: [&str; 2], points: &[Point]) -> Result<String, EvalError> 
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(x).y_desc(y).x_label_formatter(&short).y_label_formatter(&short).label_style((FONT, 13));
         mesh.bold_line_style(BLACK.mix(0.12)).light_line_style(BLACK.mix(0.04)).draw().map_err(plot)?;
+        let front = front(points).into_iter().map(|point| (point.x, point.y));
+        chart.draw_series(LineSeries::new(front, GREY)).map_err(plot)?;
         let bars = points.iter().map(|point| PathElement::new([(point.x, low(point)), (point.x, high(point))], BLUE));
         chart.draw_series(bars).map_err(plot)?;
         let dots = points.iter().map(|point| Circle::new((point.x, point.y), 4, BLUE.filled()));
@@ -122,6 +124,19 @@ pub fn frontier(axes: [&str; 2], points: &[Point]) -> Result<String, EvalError> 
         chart.draw_series(labels).map_err(plot)?;
         Ok(())
     })
+}
+
+/// The points that no other has both further left and further down, from the left.
+fn front(points: &[Point]) -> Vec<&Point> {
+    let mut sorted: Vec<_> = points.iter().collect();
+    sorted.sort_by(|a, b| a.x.total_cmp(&b.x).then(a.y.total_cmp(&b.y)));
+    let mut least = f64::INFINITY;
+    sorted.retain(|point| {
+        let better = point.y < least;
+        least = least.min(point.y);
+        better
+    });
+    sorted
 }
 
 /// Lines with error bars; `base` is drawn across.
@@ -249,4 +264,25 @@ pub fn bars(bars: &Bars<'_>) -> Result<String, EvalError> {
         labels.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2)).label_font((FONT, 13));
         labels.position(plotters::chart::SeriesLabelPosition::UpperRight).draw().map_err(plot)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_is_what_nothing_beats() {
+        let point = |&(x, y): &(f64, f64)| Point { x, y, error: None, label: String::new() };
+        let points: Vec<_> =
+            [(5.0, 1.0), (1.0, 4.0), (2.0, 4.0), (2.0, 3.0), (3.0, 3.5), (5.0, 0.5)].iter().map(point).collect();
+        let front: Vec<_> = front(&points).iter().map(|point| (point.x, point.y)).collect();
+        assert_eq!(front, [(1.0, 4.0), (2.0, 3.0), (5.0, 0.5)]);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        for (x, text) in [(0.0, "0"), (0.012, "0.012"), (20_000.0, "20000"), (1e-5, "1e-5"), (0.300_000_01, "0.3")] {
+            assert_eq!(short(&x), text);
+        }
+    }
 }

@@ -80,14 +80,16 @@ pub fn perplexity(model: &str, report: &PerplexityReport) -> Result<String, Eval
     if !points.is_empty() {
         let axes = ["bytes a token", "divergence in nats a token"];
         page.figure(
-            "What bytes buy: further left is smaller, further down is nearer to the whole cache.",
+            "What bytes buy: further left is smaller, further down is nearer to the first policy, which is not shown. The grey line \
+                       joins the policies that no other beats in both.",
             &charts::frontier(axes, &points)?,
         );
     }
     let lines = by_lambda(&report.policies);
     if !lines.is_empty() {
         let base = report.policies.first().map(|row| row.perplexity.mean);
-        let caption = "Perplexity by the share of key channels pruned; the grey line is the first policy.";
+        let caption = "Perplexity by the share of key channels pruned; the grey line is the first policy, and errors are \
+                       of the difference to it.";
         page.figure(caption, &charts::lines(["λ", "perplexity"], base, &lines)?);
     }
     Ok(page.finish())
@@ -99,7 +101,7 @@ fn by_lambda(rows: &[PolicyRow]) -> Vec<Line> {
     for row in rows {
         let Some(lambda) = row.lambda else { continue };
         let same = Policy { choice: without_lambda(row.policy.choice), ..row.policy };
-        let point = Point { x: lambda, y: row.perplexity.mean, error: row.perplexity.error, label: String::new() };
+        let point = Point { x: lambda, y: row.perplexity.mean, error: row.excess.error, label: String::new() };
         match groups.iter_mut().find(|(policy, _)| *policy == same) {
             Some((_, line)) => line.points.push(point),
             None => groups.push((same, Line { name: same.to_string().replace("(0", "(λ"), points: vec![point] })),
