@@ -473,7 +473,8 @@ impl<'a> HeadMut<'a> {
         let mut sums = [0.0f32; MAX_HEAD_DIM];
         let sums = &mut sums[..head_dim];
         match how {
-            Score::Query => {
+            // Residuals are there once there is a covariance to leave some.
+            Score::Query | Score::Residual => {
                 let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
                 score::score(energy, queries, sums, count, scores)
             }

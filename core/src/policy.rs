@@ -12,7 +12,7 @@
 //!
 //! ```text
 //! tokens      = all | window(sinks,window) | snapkv(capacity,window,kernel,avg|max) | h2o(capacity,recent)
-//! score       = query | sample(tokens) | sketch(rows) | l1 | l2 | random(seed)
+//! score       = query | residual | sample(tokens) | sketch(rows) | l1 | l2 | random(seed)
 //! choice      = whole | top(λ) | threshold(energy) | adaptive(λ,minimum) | calibrated(λ,multiple) | dynamic(least,most)
 //! fix         = none | compensated | lowrank
 //! thin-values = whole | query(λ) | l2(λ)
@@ -94,6 +94,8 @@ pub enum Score {
         /// Rows of the sketch, 1 to 64.
         rows: u32,
     },
+    /// One channel after the other, by what regression on those before leaves; see [`residual`](crate::channel::residual).
+    Residual,
     /// Mean absolute value of the keys.
     L1,
     /// Root mean square of the keys.
@@ -394,6 +396,9 @@ impl Policy {
         if fixed && self.choice == Choice::Whole {
             return conflict("choice=whole", "fix", "every channel is kept, so there is nothing to correct");
         }
+        if self.score == Score::Residual && self.fix != Fix::Compensated {
+            return conflict("score=residual", "fix", "it counts on the correction; give fix=compensated");
+        }
         if fixed && self.heads == Heads::Query {
             return conflict("heads=query", "fix", "mean and covariance belong to a KV head, whose mask must be one");
         }
@@ -440,7 +445,7 @@ impl Policy {
         match self.score {
             Score::Sample { tokens } => range("score=sample", tokens > 0, "needs a token to score by")?,
             Score::Sketch { rows } => range("score=sketch", (1..=64).contains(&rows), "needs 1 to 64 rows")?,
-            Score::Query | Score::L1 | Score::L2 | Score::Random { .. } => {}
+            Score::Query | Score::Residual | Score::L1 | Score::L2 | Score::Random { .. } => {}
         }
         match self.choice {
             Choice::Threshold { energy } => {

@@ -8,6 +8,7 @@ pub mod mask;
 pub mod norm;
 pub mod overlap;
 pub mod random;
+pub mod residual;
 pub mod sample;
 pub mod score;
 pub mod select;

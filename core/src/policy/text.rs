@@ -242,6 +242,7 @@ impl Value<'_> {
         Ok(match self.word {
             "query" => Score::Query,
             "sample" => Score::Sample { tokens: self.integer("a number of tokens")? },
+            "residual" => Score::Residual,
             "sketch" => Score::Sketch { rows: self.integer("a number of rows")? },
             "l1" => Score::L1,
             "l2" => Score::L2,
@@ -317,6 +318,7 @@ impl fmt::Display for Score {
         match *self {
             Self::Query => f.write_str("query"),
             Self::Sample { tokens } => write!(f, "sample({tokens})"),
+            Self::Residual => f.write_str("residual"),
             Self::Sketch { rows } => write!(f, "sketch({rows})"),
             Self::L1 => f.write_str("l1"),
             Self::L2 => f.write_str("l2"),

@@ -237,6 +237,11 @@ impl HeadStep<'_> {
         &self.step
     }
 
+    /// Whether channels are scored by `score`.
+    pub(super) fn score_is(&self, score: Score) -> bool {
+        self.score == score
+    }
+
     /// Whether the step chooses channels.
     fn chooses(&self) -> bool {
         self.mask.is_none() && !self.step.new_blocks().is_empty()
@@ -261,7 +266,10 @@ impl HeadStep<'_> {
         if self.chooses() {
             let Self { view, mask, step, scored, score, head, .. } = self;
             let scoring = Scoring { score: *score, head: *head, queries: *scored * group };
-            let chosen = view.choose(&scoring, step, rows)?;
+            let chosen = match &learnt {
+                Some(Learnt { mask: Some(mask), .. }) => *mask,
+                _ => view.choose(&scoring, step, rows)?,
+            };
             let moments = match learnt {
                 Some(Learnt { mean, covariance, scratch, .. }) => Moments::Known { mean, covariance, scratch },
                 None => Moments::Tokens { admission: step, rows },

@@ -11,8 +11,11 @@ use super::{
     simd::Level,
 };
 use thinkey_core::{
-    BLOCK, Error, Loops,
-    channel::compensate::{self, Correction},
+    BLOCK, ChannelMask, Error, Loops,
+    channel::{
+        compensate::{self, Correction},
+        residual,
+    },
 };
 
 /// Queries whose scores are held at a time.
@@ -35,6 +38,8 @@ pub(super) struct Lesson<'a, Q> {
     pub(super) thinned: usize,
     /// Newest tokens that a query sees.
     pub(super) window: usize,
+    /// Channels to be chosen by what regression on them [leaves](residual), if they are.
+    pub(super) choose: Option<usize>,
 }
 
 /// What has been learnt of a head, in the memory of the lesson.
@@ -46,6 +51,8 @@ pub(super) struct Learnt<'m> {
     /// M, the attention that goes to the tokens thinned and the sinks.
     #[allow(dead_code, reason = "what budgets are spread by")]
     pub(super) mass: f32,
+    /// The channels, where they were to be chosen.
+    pub(super) mask: Option<ChannelMask>,
     /// Scratch for [`Correction::solve`].
     pub(super) scratch: &'m mut [f32],
 }
@@ -65,6 +72,9 @@ pub(super) const fn len(tokens: usize, queries: usize, head_dim: usize) -> usize
         + head_dim
         + head_dim * padded(head_dim)
         + Correction::scratch_len(head_dim)
+        + 2 * head_dim * head_dim
+        + head_dim
+        + residual::scratch_len(head_dim)
 }
 
 impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
@@ -85,6 +95,8 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         let (centred, turned) = (part(TILE * head_dim)?, part(TILE * width)?);
         let (mean, covariance) = (part(head_dim)?, part(head_dim * width)?);
         let scratch = part(Correction::scratch_len(head_dim))?;
+        let (left, moment) = (part(head_dim * head_dim)?, part(head_dim * head_dim)?);
+        let (gains, choice) = (part(head_dim)?, part(residual::scratch_len(head_dim))?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         queries.iter_mut().zip(self.queries.clone().flatten()).for_each(|(scaled, &q)| *scaled = q * scale);
         self.mass(queries, head_dim, scores, mass);
@@ -98,7 +110,16 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         }
         let covariance = &mut covariance[..head_dim * head_dim];
         compensate::complete(covariance, head_dim);
-        Ok(Learnt { mean, covariance, mass, scratch })
+        let mask = match self.choose {
+            None => None,
+            Some(kept) => {
+                left.copy_from_slice(covariance);
+                moment.fill(0.0);
+                residual::add_moment(queries, count, head_dim, moment)?;
+                Some(residual::choose(left, moment, kept, choice, gains)?)
+            }
+        };
+        Ok(Learnt { mean, covariance, mass, mask, scratch })
     }
 
     /// The attention that each lane gets, mean over all queries; `queries` are scaled.
@@ -125,9 +146,11 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
                 let position = newest + ((index * ROWS + row) % window) as isize;
                 let mut start = 0;
                 for region in self.regions {
-                    let lane = |position: isize| (position - region.position).clamp(0, region.lanes as isize) as usize;
+                    let lane = |position: isize| {
+                        position.saturating_sub(region.position).clamp(0, region.lanes as isize) as usize
+                    };
                     let (open, end) = (lane(self.sinks as isize), lane(position + 1));
-                    let first = lane((position + 1).saturating_sub_unsigned(self.window)).max(open);
+                    let first = lane(position.saturating_add(1).saturating_sub_unsigned(self.window)).max(open);
                     let scores = &mut scores[start..start + region.lanes.next_multiple_of(BLOCK)];
                     scores[open.min(end)..first.min(end)].fill(f32::NEG_INFINITY);
                     scores[end..].fill(f32::NEG_INFINITY);
@@ -295,6 +318,7 @@ mod tests {
             for level in Level::available() {
                 let lesson = Lesson {
                     level, queries: queries.chunks(window * d), group, regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
+                    choose: None,
                 };
                 let mut memory = vec![f32::NAN; len(tokens, group * window, d)];
                 let learnt = lesson.run(d, &mut memory).unwrap();

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::ops::{Cache, Heads, HeldHead};
 use std::sync::{Mutex, PoisonError};
-use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows, Span};
+use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows, Span, policy::Score};
 
 /// Keys and values of a layer that a prompt attends to: of what the cache held before the prompt, and of the prompt's
 /// own tokens so far.
@@ -236,6 +236,7 @@ impl Prompt {
                 sinks,
                 thinned: step.step().thinned,
                 window: window.unwrap_or(usize::MAX),
+                choose: step.score_is(Score::Residual).then_some(kept[head]),
             };
             let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
             step.admit(group, kv, Some(lesson.run(head_dim, &mut memory)?))

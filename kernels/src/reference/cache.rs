@@ -185,7 +185,9 @@ impl<B: Backend> ReferenceCache<B> {
                     let tokens = all.dims()[0];
                     let at = index % self.kept.len();
                     let score = match self.score {
-                        Score::Query => energy / queries as f32 * squares(all.clone()) / tokens as f32,
+                        Score::Query | Score::Residual => {
+                            energy / queries as f32 * squares(all.clone()) / tokens as f32
+                        }
                         Score::Sample { tokens: most } => {
                             let every = tokens.div_ceil(most.max(1) as usize) as i32;
                             let rows = Tensor::arange_step(0..tokens as i64, every as usize, &self.device);
