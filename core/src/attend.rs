@@ -14,7 +14,7 @@ use crate::{
 use core::ops::Range;
 
 /// Blocks whose scores are computed before one step of the online softmax.
-const TILE_BLOCKS: usize = 4;
+pub const TILE_BLOCKS: usize = 4;
 /// Tokens of a tile.
 const TILE: usize = TILE_BLOCKS * BLOCK;
 
@@ -106,6 +106,46 @@ pub trait Loops {
         group: usize,
         mixed: &mut [f32],
     ) -> Result<(), Error>;
+
+    /// [`key_scores`](Self::key_scores) of up to [`TILE_BLOCKS`] blocks of one head, of the same kind and channels: those of
+    /// block b are `scores[g * score_stride + 32 * b ..][..32]`. Loops that prepare something for a block do so for all here.
+    ///
+    /// # Errors
+    /// As [`key_scores`](Self::key_scores).
+    fn tile_scores(
+        &self,
+        keys: &[KeyLanes<'_>],
+        queries: &[f32],
+        group: usize,
+        scores: &mut [f32],
+        score_stride: usize,
+    ) -> Result<(), Error> {
+        for (index, &keys) in keys.iter().enumerate() {
+            let scores = scores.get_mut(index * BLOCK..).ok_or(TOO_FEW_SCORES)?;
+            self.key_scores(keys, queries, group, scores, score_stride)?;
+        }
+        Ok(())
+    }
+
+    /// [`mix_values`](Self::mix_values) of up to [`TILE_BLOCKS`] blocks of one head, of the same kind, each with the lanes
+    /// that are its tokens: the weight of token t of block b is `weights[g * weight_stride + 32 * b + t]`.
+    ///
+    /// # Errors
+    /// As [`mix_values`](Self::mix_values).
+    fn mix_tile(
+        &self,
+        values: &[(ValueRows<'_>, Range<usize>)],
+        weights: &[f32],
+        weight_stride: usize,
+        group: usize,
+        mixed: &mut [f32],
+    ) -> Result<(), Error> {
+        for (index, (values, lanes)) in values.iter().enumerate() {
+            let weights = weights.get(index * BLOCK..).ok_or(TOO_FEW_SCORES)?;
+            self.mix_values(*values, lanes.clone(), weights, weight_stride, group, mixed)?;
+        }
+        Ok(())
+    }
 
     /// The largest of `x`, which are numbers or -∞; -∞ where there is none.
     fn largest(&self, x: &[f32]) -> f32;
@@ -392,7 +432,8 @@ pub fn attend_prefix<L: Loops>(
     let unseen = span.hidden as usize + span.tokens().saturating_sub(window).min(span.prefix());
     let first = blocks.start.max(unseen / BLOCK);
     for start in (first..blocks.end).step_by(TILE_BLOCKS) {
-        let tile = (start..blocks.end.min(start + TILE_BLOCKS)).map(|block| {
+        let tile = |index: usize| {
+            let block = start + index;
             // The same block of the next tile: its bytes come while this tile is computed.
             let next = block + TILE_BLOCKS;
             let ahead: [&[u8]; 2] =
@@ -413,8 +454,8 @@ pub fn attend_prefix<L: Loops>(
                 },
                 lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,
             }
-        });
-        attend_tile(loops, tile, queries.thin, queries.group, queries.scores, partial)?;
+        };
+        attend_tile(loops, (blocks.end - start, tile), queries.thin, queries.group, queries.scores, partial)?;
     }
     Ok(())
 }
@@ -436,45 +477,53 @@ pub fn attend_recent<L: Loops>(
     let (keys, values) = (head.ring_keys(), head.ring_values());
     let blocks = recent.div_ceil(BLOCK);
     for start in (unseen / BLOCK..blocks).step_by(TILE_BLOCKS) {
-        let tile = (start..blocks.min(start + TILE_BLOCKS)).map(|block| TileBlock {
-            keys: KeyLanes {
-                kind: layout.keys.ring().into(),
-                bytes: &keys[block * BLOCK * layout.keys.ring().bytes()..],
-                channels: head_dim,
-                stride: layout.ring_stride(),
-                ahead: &[],
-            },
-            values: ValueRows {
-                kind: layout.values.ring().into(),
-                bytes: &values[block * BLOCK * head_dim * layout.values.ring().bytes()..],
-                head_dim,
-                ahead: &[],
-            },
-            lanes: unseen.saturating_sub(block * BLOCK)..BLOCK.min(recent - block * BLOCK),
-        });
-        attend_tile(loops, tile, queries.whole, queries.group, queries.scores, partial)?;
+        let tile = |index: usize| {
+            let block = start + index;
+            TileBlock {
+                keys: KeyLanes {
+                    kind: layout.keys.ring().into(),
+                    bytes: &keys[block * BLOCK * layout.keys.ring().bytes()..],
+                    channels: head_dim,
+                    stride: layout.ring_stride(),
+                    ahead: &[],
+                },
+                values: ValueRows {
+                    kind: layout.values.ring().into(),
+                    bytes: &values[block * BLOCK * head_dim * layout.values.ring().bytes()..],
+                    head_dim,
+                    ahead: &[],
+                },
+                lanes: unseen.saturating_sub(block * BLOCK)..BLOCK.min(recent - block * BLOCK),
+            }
+        };
+        attend_tile(loops, (blocks - start, tile), queries.whole, queries.group, queries.scores, partial)?;
     }
     Ok(())
 }
 
-/// One step of the online softmax over up to [`TILE_BLOCKS`] blocks.
+/// One step of the online softmax over as many blocks as there are, at most [`TILE_BLOCKS`]; `block` gives them by their
+/// index.
 fn attend_tile<'a, L: Loops>(
     loops: &L,
-    tile: impl Iterator<Item = TileBlock<'a>> + Clone,
+    (blocks, block): (usize, impl Fn(usize) -> TileBlock<'a>),
     queries: &[f32],
     group: usize,
     scores: &mut [f32],
     partial: &mut Partial<'_>,
 ) -> Result<(), Error> {
-    let mut tokens = 0;
-    for block in tile.clone() {
-        loops.key_scores(block.keys, queries, group, &mut scores[tokens..], TILE)?;
+    let blocks = blocks.min(TILE_BLOCKS);
+    // Those beyond the last repeat it, and are not looked at.
+    let tile: [TileBlock<'_>; TILE_BLOCKS] = core::array::from_fn(|index| block(index.min(blocks - 1)));
+    let keys = tile.each_ref().map(|block| block.keys);
+    loops.tile_scores(&keys[..blocks], queries, group, scores, TILE)?;
+    for (index, block) in tile[..blocks].iter().enumerate().filter(|(_, block)| block.lanes != (0..BLOCK)) {
         for scores in scores.chunks_exact_mut(TILE) {
-            scores[tokens..tokens + block.lanes.start].fill(f32::NEG_INFINITY);
-            scores[tokens + block.lanes.end..tokens + BLOCK].fill(f32::NEG_INFINITY);
+            let scores = &mut scores[index * BLOCK..][..BLOCK];
+            scores[..block.lanes.start].fill(f32::NEG_INFINITY);
+            scores[block.lanes.end..].fill(f32::NEG_INFINITY);
         }
-        tokens += BLOCK;
     }
+    let tokens = blocks * BLOCK;
     let head_dim = partial.mixed.len() / group;
     for head in 0..group {
         let scores = &mut scores[head * TILE..][..tokens];
@@ -491,10 +540,8 @@ fn attend_tile<'a, L: Loops>(
         }
         partial.sum[head] += loops.exponentials(scores, max);
     }
-    for (index, block) in tile.enumerate() {
-        loops.mix_values(block.values, block.lanes, &scores[index * BLOCK..], TILE, group, partial.mixed)?;
-    }
-    Ok(())
+    let values = tile.map(|block| (block.values, block.lanes));
+    loops.mix_tile(&values[..blocks], scores, TILE, group, partial.mixed)
 }
 
 /// Attends to all tokens of `head` with the query heads of its group: `queries` and `out` are `[group][D]`.
