@@ -77,7 +77,7 @@ pub struct CacheOptions {
     /// Tokens the cache is planned for [default: generate: prompt and answer; chat: the model's context, at most 8192]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// How keys and values are stored; the newest tokens of int8 and int4 stay in f16
+    /// How keys and values are stored; the newest tokens of the int kinds stay in f16
     #[arg(long, default_value = "f16")]
     kv_type: KvType,
     /// Refuse to load what would take more memory, weights included, as 2GiB or 500MB: the total of `thinkey plan`, on top
@@ -91,10 +91,15 @@ pub struct CacheOptions {
 pub enum KvType {
     F32,
     F16,
+    Bf16,
     /// 8-bit codes in groups of 32
     Int8,
     /// 4-bit codes in groups of 32
     Int4,
+    /// 3-bit codes in groups of 32
+    Int3,
+    /// 2-bit codes in groups of 32
+    Int2,
 }
 
 impl From<KvType> for StorageKind {
@@ -102,8 +107,11 @@ impl From<KvType> for StorageKind {
         match kind {
             KvType::F32 => Self::F32,
             KvType::F16 => Self::F16,
+            KvType::Bf16 => Self::Bf16,
             KvType::Int8 => Self::Int8,
             KvType::Int4 => Self::Int4,
+            KvType::Int3 => Self::Int3,
+            KvType::Int2 => Self::Int2,
         }
     }
 }
