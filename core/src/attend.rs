@@ -19,7 +19,7 @@ mod queries;
 pub use queries::{Queries, thin_queries};
 
 /// Blocks whose scores are computed before one step of the online softmax.
-const TILE_BLOCKS: usize = 4;
+pub const TILE_BLOCKS: usize = 4;
 /// Tokens of a tile.
 const TILE: usize = TILE_BLOCKS * BLOCK;
 
@@ -111,6 +111,46 @@ pub trait Loops {
         group: usize,
         mixed: &mut [f32],
     ) -> Result<(), Error>;
+
+    /// [`key_scores`](Self::key_scores) of up to [`TILE_BLOCKS`] blocks of one head, of the same kind and channels: those of
+    /// block b are `scores[g * score_stride + 32 * b ..][..32]`. Loops that prepare something for a block do so for all here.
+    ///
+    /// # Errors
+    /// As [`key_scores`](Self::key_scores).
+    fn tile_scores(
+        &self,
+        keys: &[KeyLanes<'_>],
+        queries: &[f32],
+        group: usize,
+        scores: &mut [f32],
+        score_stride: usize,
+    ) -> Result<(), Error> {
+        for (index, &keys) in keys.iter().enumerate() {
+            let scores = scores.get_mut(index * BLOCK..).ok_or(TOO_FEW_SCORES)?;
+            self.key_scores(keys, queries, group, scores, score_stride)?;
+        }
+        Ok(())
+    }
+
+    /// [`mix_values`](Self::mix_values) of up to [`TILE_BLOCKS`] blocks of one head, of the same kind, each with the lanes
+    /// that are its tokens: the weight of token t of block b is `weights[g * weight_stride + 32 * b + t]`.
+    ///
+    /// # Errors
+    /// As [`mix_values`](Self::mix_values).
+    fn mix_tile(
+        &self,
+        values: &[(ValueRows<'_>, Range<usize>)],
+        weights: &[f32],
+        weight_stride: usize,
+        group: usize,
+        mixed: &mut [f32],
+    ) -> Result<(), Error> {
+        for (index, (values, lanes)) in values.iter().enumerate() {
+            let weights = weights.get(index * BLOCK..).ok_or(TOO_FEW_SCORES)?;
+            self.mix_values(*values, lanes.clone(), weights, weight_stride, group, mixed)?;
+        }
+        Ok(())
+    }
 
     /// The largest of `x`, which are numbers or -∞; -∞ where there is none.
     fn largest(&self, x: &[f32]) -> f32;
@@ -346,7 +386,8 @@ pub fn attend_prefix<L: Loops>(
     // What is added to all logits of a query head is not added to each: the largest so far is as much lower instead.
     partial.raise(queries.added, -1.0);
     for start in (first..blocks.end).step_by(TILE_BLOCKS) {
-        let tile = (start..blocks.end.min(start + TILE_BLOCKS)).map(|block| {
+        let tile = |index: usize| {
+            let block = start + index;
             // The same block of the next tile: its bytes come while this tile is computed.
             let next = block + TILE_BLOCKS;
             let ahead: [&[u8]; 2] =
@@ -367,8 +408,8 @@ pub fn attend_prefix<L: Loops>(
                 },
                 lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,
             }
-        });
-        attend_tile(loops, tile, queries.thin, queries.group, queries.scores, partial)?;
+        };
+        attend_tile(loops, (blocks.end - start, tile), queries.thin, queries.group, queries.scores, partial)?;
     }
     partial.raise(queries.added, 1.0);
     Ok(())
@@ -396,52 +437,49 @@ pub fn attend_whole<L: Loops>(
         lanes,
     };
     // Blocks of sinks come before those of the ring.
-    let before = sinks.div_ceil(BLOCK);
-    let blocks = (0..before).chain(before + unseen / BLOCK..before + recent.div_ceil(BLOCK));
+    let (before, skipped) = (sinks.div_ceil(BLOCK), unseen / BLOCK);
     let block = |index: usize| {
         let (first, keys_of, stride, values_of, lanes) = if index < before {
             let first = index * BLOCK;
             (first, head.sink_keys(), layout.sinks as usize, head.sink_values(), 0..BLOCK.min(sinks - first))
         } else {
-            let first = (index - before) * BLOCK;
+            let first = (index - before + skipped) * BLOCK;
             let lanes = unseen.saturating_sub(first)..BLOCK.min(recent - first);
             (first, head.ring_keys(), layout.ring_stride(), head.ring_values(), lanes)
         };
         whole(&keys_of[first * keys.bytes()..], stride, &values_of[first * head_dim * values.bytes()..], lanes)
     };
-    let mut rest = blocks;
-    while rest.clone().next().is_some() {
-        attend_tile(
-            loops,
-            rest.clone().take(TILE_BLOCKS).map(block),
-            queries.whole,
-            queries.group,
-            queries.scores,
-            partial,
-        )?;
-        rest.nth(TILE_BLOCKS - 1);
+    let blocks = before + recent.div_ceil(BLOCK).saturating_sub(skipped);
+    for start in (0..blocks).step_by(TILE_BLOCKS) {
+        let tile = |index: usize| block(start + index);
+        attend_tile(loops, (blocks - start, tile), queries.whole, queries.group, queries.scores, partial)?;
     }
     Ok(())
 }
 
-/// One step of the online softmax over up to [`TILE_BLOCKS`] blocks.
+/// One step of the online softmax over as many blocks as there are, at most [`TILE_BLOCKS`]; `block` gives them by their
+/// index.
 fn attend_tile<'a, L: Loops>(
     loops: &L,
-    tile: impl Iterator<Item = TileBlock<'a>> + Clone,
+    (blocks, block): (usize, impl Fn(usize) -> TileBlock<'a>),
     queries: &[f32],
     group: usize,
     scores: &mut [f32],
     partial: &mut Partial<'_>,
 ) -> Result<(), Error> {
-    let mut tokens = 0;
-    for block in tile.clone() {
-        loops.key_scores(block.keys, queries, group, &mut scores[tokens..], TILE)?;
+    let blocks = blocks.min(TILE_BLOCKS);
+    // Those beyond the last repeat it, and are not looked at.
+    let tile: [TileBlock<'_>; TILE_BLOCKS] = core::array::from_fn(|index| block(index.min(blocks - 1)));
+    let keys = tile.each_ref().map(|block| block.keys);
+    loops.tile_scores(&keys[..blocks], queries, group, scores, TILE)?;
+    for (index, block) in tile[..blocks].iter().enumerate().filter(|(_, block)| block.lanes != (0..BLOCK)) {
         for scores in scores.chunks_exact_mut(TILE) {
-            scores[tokens..tokens + block.lanes.start].fill(f32::NEG_INFINITY);
-            scores[tokens + block.lanes.end..tokens + BLOCK].fill(f32::NEG_INFINITY);
+            let scores = &mut scores[index * BLOCK..][..BLOCK];
+            scores[..block.lanes.start].fill(f32::NEG_INFINITY);
+            scores[block.lanes.end..].fill(f32::NEG_INFINITY);
         }
-        tokens += BLOCK;
     }
+    let tokens = blocks * BLOCK;
     let head_dim = partial.mixed.len() / group;
     for head in 0..group {
         let scores = &mut scores[head * TILE..][..tokens];
@@ -458,10 +496,8 @@ fn attend_tile<'a, L: Loops>(
         }
         partial.sum[head] += loops.exponentials(scores, max);
     }
-    for (index, block) in tile.enumerate() {
-        loops.mix_values(block.values, block.lanes, &scores[index * BLOCK..], TILE, group, partial.mixed)?;
-    }
-    Ok(())
+    let values = tile.map(|block| (block.values, block.lanes));
+    loops.mix_tile(&values[..blocks], scores, TILE, group, partial.mixed)
 }
 
 /// Attends to all tokens of `head` with the query heads of its group: `queries` and `out` are `[group][D]`.

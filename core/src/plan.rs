@@ -215,7 +215,12 @@ mod tests {
 
     #[test]
     fn quantised_blocks_carry_their_scales() {
-        for (kind, group) in [(StorageKind::Int8, 32 + 4), (StorageKind::Int4, 16 + 4)] {
+        for (kind, group) in [
+            (StorageKind::Int8, 32 + 4),
+            (StorageKind::Int4, 16 + 4),
+            (StorageKind::Int3, 12 + 4),
+            (StorageKind::Int2, 8 + 4),
+        ] {
             let plan = CachePlan { keys: kind, values: kind, ..SMOL };
             let bytes = plan.bytes(|_, _| 32).unwrap();
             assert_eq!(bytes.prefix_keys, 90 * 127 * 32 * group);

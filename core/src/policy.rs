@@ -193,8 +193,8 @@ pub enum ThinValues {
     },
 }
 
-/// How keys or values are to be stored: every kind of the field, of which this build may store some; see
-/// [`StorageKind`]'s `TryFrom`.
+/// How keys or values are to be stored. Every kind is a [`StorageKind`], by its `TryFrom`; the numbers of the two differ, as
+/// kinds came to the wire format one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[serde(rename_all = "kebab-case")]

@@ -9,7 +9,7 @@ use crate::{
     BLOCK, Error,
     quant::{CodeKind, GROUP},
 };
-use half::f16;
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// Alignment of every part of the cache in bytes: a cache line, an AVX-512 register.
@@ -37,6 +37,12 @@ pub enum StorageKind {
     Int8,
     /// Asymmetric 4-bit codes in groups of 32, see [`quant`](crate::quant).
     Int4,
+    /// bfloat16.
+    Bf16,
+    /// Asymmetric 3-bit codes in groups of 32, see [`quant`](crate::quant).
+    Int3,
+    /// Asymmetric 2-bit codes in groups of 32, see [`quant`](crate::quant).
+    Int2,
 }
 
 /// The two ways of storing numbers: each by itself, or as codes in groups.
@@ -57,6 +63,8 @@ pub enum FloatKind {
     F32,
     /// IEEE binary16.
     F16,
+    /// bfloat16.
+    Bf16,
 }
 
 impl FloatKind {
@@ -65,7 +73,7 @@ impl FloatKind {
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 }
@@ -75,13 +83,14 @@ impl From<FloatKind> for StorageKind {
         match kind {
             FloatKind::F32 => Self::F32,
             FloatKind::F16 => Self::F16,
+            FloatKind::Bf16 => Self::Bf16,
         }
     }
 }
 
 impl StorageKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int8, Self::Int4];
+    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Int3, Self::Int2];
 
     /// How numbers lie in the prefix.
     #[must_use]
@@ -89,8 +98,11 @@ impl StorageKind {
         match self {
             Self::F32 => Form::Float(FloatKind::F32),
             Self::F16 => Form::Float(FloatKind::F16),
+            Self::Bf16 => Form::Float(FloatKind::Bf16),
             Self::Int8 => Form::Codes(CodeKind::Int8),
             Self::Int4 => Form::Codes(CodeKind::Int4),
+            Self::Int3 => Form::Codes(CodeKind::Int3),
+            Self::Int2 => Form::Codes(CodeKind::Int2),
         }
     }
 
@@ -129,6 +141,9 @@ impl StorageKind {
             Self::F16 => "f16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+            Self::Bf16 => "bf16",
+            Self::Int3 => "int3",
+            Self::Int2 => "int2",
         }
     }
 }
@@ -192,6 +207,27 @@ impl Element for f16 {
     }
 }
 
+impl Element for bf16 {
+    const KIND: FloatKind = FloatKind::Bf16;
+
+    #[inline(always)]
+    fn load(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn store(x: f32) -> Self {
+        // Round to nearest even; an infinity becomes the largest number, as f16's does, and NaN stays NaN.
+        const LARGEST: u32 = 0x7f7f;
+        if x.is_nan() {
+            return bf16::NAN;
+        }
+        let bits = x.to_bits();
+        let magnitude = ((bits & 0x7fff_ffff) + 0x7fff + (bits >> 16 & 1)) >> 16;
+        bf16::from_bits((magnitude.min(LARGEST) | bits >> 16 & 0x8000) as u16)
+    }
+}
+
 /// `bytes` as numbers of kind `E`.
 ///
 /// # Errors
@@ -223,6 +259,10 @@ macro_rules! with_element {
             }
             $crate::storage::FloatKind::F16 => {
                 type $E = ::half::f16;
+                $body
+            }
+            $crate::storage::FloatKind::Bf16 => {
+                type $E = ::half::bf16;
                 $body
             }
         }
@@ -258,7 +298,40 @@ mod tests {
         assert!(<f16 as Element>::store(f32::NAN).is_nan());
     }
 
+    #[test]
+    fn bf16_keeps_what_it_stored() {
+        for bits in 0..=u16::MAX {
+            let x = bf16::from_bits(bits);
+            if x.is_finite() {
+                assert_eq!(<bf16 as Element>::load(x).to_bits(), x.to_f32().to_bits());
+                assert_eq!(<bf16 as Element>::store(x.to_f32()).to_bits(), bits);
+            }
+        }
+        assert_eq!(<bf16 as Element>::store(f32::INFINITY), bf16::MAX);
+        assert_eq!(<bf16 as Element>::store(f32::MIN), bf16::MIN);
+        assert!(<bf16 as Element>::store(f32::NAN).is_nan());
+    }
+
+    /// The order of the kinds is part of the wire format.
+    #[test]
+    fn kinds_keep_their_numbers() {
+        let kinds = ["f32", "f16", "int8", "int4", "bf16", "int3", "int2"];
+        for (number, name) in kinds.into_iter().enumerate() {
+            let kind = StorageKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap();
+            assert_eq!(kind as usize, number, "{name}");
+        }
+        assert_eq!(StorageKind::Bf16.ring(), FloatKind::Bf16);
+    }
+
     proptest! {
+        #[test]
+        fn bf16_rounds_as_the_half_crate_does(x in any::<f32>()) {
+            prop_assume!(!x.is_nan());
+            let expected = bf16::from_f32(x);
+            let expected = if expected.is_finite() { expected } else { bf16::MAX.copysign(expected) };
+            prop_assert_eq!(<bf16 as Element>::store(x).to_bits(), expected.to_bits());
+        }
+
         #[test]
         fn f16_rounds_as_the_half_crate_does(x in prop_oneof![any::<f32>(), -1e-4f32..1e-4, -70000.0f32..70000.0]) {
             prop_assume!(!x.is_nan());

@@ -2,7 +2,7 @@
 //! a dense softmax in f64.
 
 use proptest::prelude::*;
-use thinkey_core::{BLOCK, CachePlan, Error, StorageKind};
+use thinkey_core::{BLOCK, CachePlan, Error, StorageKind, storage::Form};
 use thinkey_kernels::cpu::{
     admit::admit,
     attention::{self, AttentionScratch, Fused},
@@ -50,6 +50,13 @@ fn cases() -> impl Strategy<Value = Case> {
                 seed,
             })
         })
+}
+
+/// How far an output may be off: by rounding; or, where queries and weights meet few codes as integers of 8 bits, by a part
+/// in 254 of the largest a channel and token, of numbers between -2 and 2.
+fn tolerance(case: &Case) -> f64 {
+    let few = |kind: StorageKind| matches!(kind.form(), Form::Codes(kind) if kind.largest() <= 15);
+    if few(case.keys) || few(case.values) { 4e-2 } else { 2e-4 }
 }
 
 fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
@@ -177,7 +184,10 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
                 let query = &data[row * stride + head * d..][..d];
                 let expected = stories[slot].attend(case, &cache, (slot, head), query, before + row, thin);
                 for (a, b) in out.iter().zip(expected) {
-                    prop_assert!((f64::from(*a) - b).abs() < 2e-4, "row {row} head {head}: {a} instead of {b}");
+                    prop_assert!(
+                        (f64::from(*a) - b).abs() < tolerance(case),
+                        "row {row} head {head}: {a} instead of {b}"
+                    );
                 }
             }
         }

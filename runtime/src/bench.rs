@@ -11,10 +11,10 @@
 //! logits, and 70% of the bandwidth is reached. At depth 8,000 attention takes 57% of a step: in f16 it reads 139 MB in
 //! 3.2 ms, which is what the memory gives. A whole step reaches 80% of the bandwidth there, with λ = 0 and 0.5 alike, so a
 //! thin cache is faster by its share of the bytes and no more: values, the newest tokens and the weights stay as they are.
-//! Quantised blocks are multiplied as they are, with integer dot products: int8 decodes 1.1 times as fast as f16 there, and
-//! int4 hardly faster than int8 with two thirds of its bytes. So both are bound by instructions. In a profile by samples the
-//! products were the lesser part of a block's time; scaling queries and weights by the scales of the block's groups, and
-//! making integers of them, was the greater one, and it is the same for both.
+//! Quantised blocks are multiplied as they are, with integer products, and are bound by instructions. Scaling queries and
+//! weights by the scales of the blocks' groups, and making integers of them, took more of a block's time than the products
+//! when every block did it by itself; so four are done together. With AVX2 alone (an AMD EPYC without AVX-512), a block of
+//! three query heads then takes 0.42 µs in int8, 0.40 in int4 and 0.38 in int2, where f16 takes 0.60.
 
 use crate::{
     engine::{Engine, Session},

@@ -49,7 +49,14 @@ fn fewer_bits_cost_little() {
     let mut engine = Engine::load(&checkpoint, options, &mut |_, _| {}).unwrap();
     for lambda in [Lambda::WHOLE, Lambda::from_per_mille(500).unwrap()] {
         let exact = predictions(&mut engine, &ids, lambda, StorageKind::F32);
-        for (kind, most) in [(StorageKind::F16, 1e-5), (StorageKind::Int8, 1e-3), (StorageKind::Int4, 2e-2)] {
+        for (kind, most) in [
+            (StorageKind::F16, 1e-5),
+            (StorageKind::Bf16, 1e-3),
+            (StorageKind::Int8, 1e-3),
+            (StorageKind::Int4, 2e-2),
+            (StorageKind::Int3, 0.2),
+            (StorageKind::Int2, 2.0),
+        ] {
             let off = divergence(&exact, &predictions(&mut engine, &ids, lambda, kind));
             eprintln!("λ = {} per mille, {}: divergence {off:.2e}", lambda.per_mille(), kind.name());
             assert!(off < most, "{}: {off}", kind.name());

@@ -7,11 +7,11 @@ use super::{
     exponential::exponential,
     simd::{Kernel, LANES, LINE, Level, Simd},
 };
-use half::f16;
+use half::{bf16, f16};
 use std::ops::Range;
 use thinkey_core::{
     BLOCK, Error, Loops,
-    attend::{KeyLanes, ValueRows},
+    attend::{KeyLanes, TILE_BLOCKS, ValueRows},
     storage::{Element, FloatKind, Form},
 };
 
@@ -42,11 +42,7 @@ impl Loops for SimdLoops {
                 need("keys", rows(keys.channels, keys.stride, BLOCK) * kind.bytes(), keys.bytes.len())?;
                 self.0.dispatch(KeyScores { kind, keys, queries, group, scores, score_stride });
             }
-            Form::Codes(kind) => {
-                let ahead = keys.ahead;
-                let keys = kind.parts(keys.bytes, keys.channels)?;
-                self.0.dispatch_bytes(codes::KeyScores { keys, ahead, queries, group, scores, score_stride });
-            }
+            Form::Codes(_) => self.tile_scores(&[keys], queries, group, scores, score_stride)?,
         }
         Ok(())
     }
@@ -71,24 +67,88 @@ impl Loops for SimdLoops {
                 need("values", lanes.end * values.head_dim * kind.bytes(), values.bytes.len())?;
                 self.0.dispatch(MixValues { kind, values, lanes, weights, weight_stride, group, mixed });
             }
-            Form::Codes(kind) => {
-                if lanes.end > BLOCK {
-                    return Err(Error::Index { what: "lane", index: lanes.end, limit: BLOCK + 1 });
-                }
-                let (head_dim, ahead) = (values.head_dim, values.ahead);
-                let values = kind.parts(values.bytes, BLOCK * head_dim.div_ceil(codes::GROUP))?;
-                self.0.dispatch_bytes(codes::MixValues {
-                    values,
-                    ahead,
-                    head_dim,
-                    lanes,
-                    weights,
-                    weight_stride,
-                    group,
-                    mixed,
-                });
-            }
+            Form::Codes(_) => self.mix_tile(&[(values, lanes)], weights, weight_stride, group, mixed)?,
         }
+        Ok(())
+    }
+
+    #[inline]
+    fn tile_scores(
+        &self,
+        keys: &[KeyLanes<'_>],
+        queries: &[f32],
+        group: usize,
+        scores: &mut [f32],
+        score_stride: usize,
+    ) -> Result<(), Error> {
+        let Some(first) = keys.first() else { return Ok(()) };
+        let (kind, channels) = (first.kind, first.channels);
+        let Form::Codes(kind) = kind.form() else {
+            for (index, keys) in keys.iter().enumerate() {
+                need("scores", index * BLOCK, scores.len())?;
+                self.key_scores(*keys, queries, group, &mut scores[index * BLOCK..], score_stride)?;
+            }
+            return Ok(());
+        };
+        let count = keys.len();
+        need("blocks of a tile", count, TILE_BLOCKS)?;
+        need("queries", group * channels, queries.len())?;
+        need("scores", rows(group, score_stride, count * BLOCK), scores.len())?;
+        let mut tile = [kind.parts(first.bytes, channels)?; TILE_BLOCKS];
+        let mut ahead: [&[u8]; TILE_BLOCKS] = [&[]; TILE_BLOCKS];
+        for ((tile, ahead), keys) in tile.iter_mut().zip(&mut ahead).zip(keys) {
+            need("channels of keys", channels, keys.channels)?;
+            (*tile, *ahead) = (kind.parts(keys.bytes, channels)?, keys.ahead);
+        }
+        let (keys, ahead) = (&tile[..count], &ahead[..count]);
+        self.0.dispatch_bytes(codes::KeyScores { keys, ahead, queries, group, scores, score_stride });
+        Ok(())
+    }
+
+    #[inline]
+    fn mix_tile(
+        &self,
+        values: &[(ValueRows<'_>, Range<usize>)],
+        weights: &[f32],
+        weight_stride: usize,
+        group: usize,
+        mixed: &mut [f32],
+    ) -> Result<(), Error> {
+        let Some((first, _)) = values.first() else { return Ok(()) };
+        let (kind, head_dim, count) = (first.kind, first.head_dim, values.len());
+        let Form::Codes(kind) = kind.form() else {
+            for (index, (values, lanes)) in values.iter().enumerate() {
+                need("weights", index * BLOCK, weights.len())?;
+                self.mix_values(*values, lanes.clone(), &weights[index * BLOCK..], weight_stride, group, mixed)?;
+            }
+            return Ok(());
+        };
+        need("blocks of a tile", count, TILE_BLOCKS)?;
+        need("mixed values", group * head_dim, mixed.len())?;
+        let groups = BLOCK * head_dim.div_ceil(codes::GROUP);
+        let mut tile = [kind.parts(first.bytes, groups)?; TILE_BLOCKS];
+        let mut ahead: [&[u8]; TILE_BLOCKS] = [&[]; TILE_BLOCKS];
+        let mut tokens: [Range<usize>; TILE_BLOCKS] = std::array::from_fn(|_| 0..0);
+        for (index, (values, lanes)) in values.iter().enumerate() {
+            if lanes.end > BLOCK {
+                return Err(Error::Index { what: "lane", index: lanes.end, limit: BLOCK + 1 });
+            }
+            need("channels of values", head_dim, values.head_dim)?;
+            need("weights", rows(group, weight_stride, index * BLOCK + lanes.end), weights.len())?;
+            (tile[index], ahead[index]) = (kind.parts(values.bytes, groups)?, values.ahead);
+            tokens[index] = lanes.start.min(lanes.end)..lanes.end;
+        }
+        let (values, ahead, lanes) = (&tile[..count], &ahead[..count], &tokens[..count]);
+        self.0.dispatch_bytes(codes::MixValues {
+            values,
+            ahead,
+            lanes,
+            head_dim,
+            weights,
+            weight_stride,
+            group,
+            mixed,
+        });
         Ok(())
     }
 
@@ -115,11 +175,15 @@ fn need(what: &'static str, expected: usize, actual: usize) -> Result<(), Error>
 /// Sixteen stored numbers at the start of `bytes`, which has them.
 #[inline(always)]
 fn load<S: Simd>(simd: S, kind: FloatKind, bytes: &[u8]) -> S::F32 {
-    match kind {
-        FloatKind::F16 => bytes.first_chunk().map(|bytes| simd.load_f16(bytes)),
-        FloatKind::F32 => bytes.first_chunk().map(|bytes| simd.load_f32(bytes)),
+    // No closures: they are compiled without the level's instructions where they are not inlined early.
+    if kind == FloatKind::F32 {
+        return if let Some(bytes) = bytes.first_chunk() { simd.load_f32(bytes) } else { simd.splat(0.0) };
     }
-    .unwrap_or_else(|| simd.splat(0.0))
+    match bytes.first_chunk() {
+        Some(bytes) if kind == FloatKind::F16 => simd.load_f16(bytes),
+        Some(bytes) => simd.load_bf16(bytes),
+        None => simd.splat(0.0),
+    }
 }
 
 /// One stored number.
@@ -127,6 +191,7 @@ fn load<S: Simd>(simd: S, kind: FloatKind, bytes: &[u8]) -> S::F32 {
 fn load_one(kind: FloatKind, bytes: &[u8], at: usize) -> f32 {
     match kind {
         FloatKind::F16 => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).load(),
+        FloatKind::Bf16 => bf16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).load(),
         FloatKind::F32 => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
     }
 }
@@ -289,7 +354,7 @@ impl Kernel for KeyScores<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        per_heads!(self.group, self.kind, [FloatKind::F16, FloatKind::F32],
+        per_heads!(self.group, self.kind, [FloatKind::F16, FloatKind::Bf16, FloatKind::F32],
             (N, kind, head) => self.heads::<S, N>(simd, kind, head));
     }
 }
@@ -336,7 +401,7 @@ impl Kernel for MixValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        per_heads!(self.group, self.kind, [FloatKind::F16, FloatKind::F32],
+        per_heads!(self.group, self.kind, [FloatKind::F16, FloatKind::Bf16, FloatKind::F32],
             (N, kind, head) => self.heads::<S, N>(simd, kind, head));
     }
 }
@@ -448,6 +513,10 @@ mod tests {
         };
         match kind.form() {
             Form::Float(FloatKind::F16) => floats(bytes, seed),
+            Form::Float(FloatKind::Bf16) => {
+                let number = |to: &mut [u8]| to.copy_from_slice(&bf16::from_f32(number(seed)).to_le_bytes());
+                bytes.chunks_exact_mut(2).for_each(number);
+            }
             Form::Float(FloatKind::F32) => {
                 bytes.chunks_exact_mut(4).for_each(|to| to.copy_from_slice(&number(seed).to_le_bytes()));
             }
@@ -461,11 +530,13 @@ mod tests {
     }
 
     /// How far a level may be off in a sum of `count` products: rounding of sums of numbers up to 1, or of codes up to the
-    /// largest, whose factors may be integers of 16 bits.
+    /// largest, whose factors may be integers of 16 bits, or, for few codes, of 8: those are off by up to half of a part in
+    /// 127, and what is lost is given back for the middle of the codes.
     fn tolerance(kind: StorageKind, count: usize) -> f32 {
         match kind.form() {
             Form::Float(_) => 1e-4,
-            Form::Codes(kind) => (2e-4 + count as f32 / 65_024.0) * f32::from(CodeKind::largest(kind)),
+            Form::Codes(CodeKind::Int8) => (2e-4 + count as f32 / 65_024.0) * 255.0,
+            Form::Codes(kind) => (2e-4 + count as f32 / 254.0 / 2.0) * f32::from(CodeKind::largest(kind)),
         }
     }
 

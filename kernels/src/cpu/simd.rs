@@ -199,6 +199,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The smaller of a and b, lane by lane; b where one is no number.
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
 
+    /// The larger of |a| and |b|, lane by lane; of no meaning where one is no number.
+    #[inline(always)]
+    fn max_abs(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        let minus = self.splat(-1.0);
+        self.max(self.max(a, self.mul(a, minus)), self.max(b, self.mul(b, minus)))
+    }
+
     /// 2^n for lanes n + 1.5 · 2^23, -127 ≤ n ≤ 127; 0 for n = -127.
     fn power_of_two(self, shifted: Self::F32) -> Self::F32;
 
@@ -318,7 +325,7 @@ mod tests {
             let eight = s.load(&[eight; 2].concat().try_into().unwrap());
             let powers = s.load(&std::array::from_fn(|i| 12_582_912.0 + [-127.0, -126.0, 0.0, 1.0, 127.0][i % 5]));
             let part = s.load_part(&floats[0][..5], 1.0);
-            let limits = [s.max(a, b), s.min(a, b), s.div(a, b), s.power_of_two(powers), part];
+            let limits = [s.max(a, b), s.min(a, b), s.div(a, b), s.power_of_two(powers), part, s.max_abs(a, b)];
             let vectors =
                 exact.into_iter().chain(limits).chain(more).chain([eight]).chain(s.transpose(rows)).chain(close);
             vectors
@@ -332,7 +339,7 @@ mod tests {
     }
 
     /// Vectors at the start of the output of [`Everything`] that round nowhere, or once.
-    const EXACT: usize = 17 + LANES;
+    const EXACT: usize = 18 + LANES;
 
     proptest! {
         #[test]
@@ -364,7 +371,7 @@ mod tests {
         assert_eq!(out[8][..5], [0.0, f32::MIN_POSITIVE, 1.0, 2.0, 2.0f32.powi(127)]);
         assert_eq!(out[9][..6], [0.0, 1.0, 2.0, 3.0, 4.0, 1.0]);
         // Row r of the matrix is lane + r, so its transpose is the same.
-        assert_eq!(out[17 + 3], std::array::from_fn(|i| i as f32 + 3.0));
+        assert_eq!(out[18 + 3], std::array::from_fn(|i| i as f32 + 3.0));
         // Nibbles 1 and 2: 1·2+1 and 2·0.5; less eight: -7·2+1 and -6·0.5.
         assert_eq!(
             [out[EXACT + 2][0], out[EXACT + 3][5], out[EXACT + 4][0], out[EXACT + 5][5]],

@@ -6,7 +6,7 @@ use crate::{
     ops::{Cache, Heads},
 };
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
-use half::f16;
+use half::{bf16, f16};
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error, Span, StorageKind,
     channel::{compensate, random},
@@ -140,11 +140,14 @@ impl<B: Backend> ReferenceCache<B> {
         if kind == StorageKind::F32 {
             return rows;
         }
-        if B::supports_dtype(&self.device, DType::F16) {
-            return rows.cast(FloatDType::F16);
+        let bf16 = kind == StorageKind::Bf16;
+        let (dtype, float) = if bf16 { (DType::BF16, FloatDType::BF16) } else { (DType::F16, FloatDType::F16) };
+        if B::supports_dtype(&self.device, dtype) {
+            return rows.cast(float);
         }
         let shape = rows.dims();
-        let rounded: Vec<f32> = rows.into_data().iter::<f32>().map(|x| f16::from_f32(x).to_f32()).collect();
+        let round = |x| if bf16 { bf16::from_f32(x).to_f32() } else { f16::from_f32(x).to_f32() };
+        let rounded: Vec<f32> = rows.into_data().iter::<f32>().map(round).collect();
         Tensor::from_data(TensorData::new(rounded, shape), &self.device)
     }
 

@@ -5,200 +5,90 @@
 //! goes into its weight. So both loops are the same: up to 32 *factors* a query head (of channels, or of tokens), each
 //! multiplied by 32 codes.
 //!
-//! Where bytes without a sign can be multiplied and summed by one instruction (VNNI), the factors become integers of 16
-//! bits, in two bytes: four codes and four factors are one product of words, and nothing is converted but the sums. The
-//! factors of a step share a scale, so one is off by at most a part in 65,024 of the largest: far less than half a step of
-//! an 8-bit code.
+//! Where integers are multiplied faster than floats, the factors become [`integers`]; elsewhere they stay [`floats`].
 
-use super::{Ahead, HEADS, LANES, Simd, per_heads, store};
+use super::{HEADS, LANES, LINE, Simd, per_heads};
 use crate::cpu::simd::bytes::{ByteKernel, Bytes};
 use half::f16;
 use std::ops::Range;
 use thinkey_core::{
     BLOCK,
+    attend::TILE_BLOCKS,
     quant::{CodeKind, Groups, QUAD},
     storage::Element,
 };
+
+mod floats;
+mod integers;
 
 pub(super) use thinkey_core::quant::GROUP;
 
 /// Factors of a step: those of a block's tokens, and as many channels.
 const STEP: usize = BLOCK;
 
+/// Vectors of a step.
+const VECTORS: usize = STEP / LANES;
+
+/// A step's numbers.
+type Step = [f32; STEP];
+
 /// `halves` as floats, then zeros.
 #[inline(always)]
-fn widen<S: Simd>(simd: S, halves: &[f16]) -> [f32; STEP] {
-    let mut out = [0.0; STEP];
-    let (vectors, _) = bytemuck::cast_slice::<f16, u8>(halves).as_chunks::<{ 2 * LANES }>();
-    let (outs, rest) = out[..halves.len()].as_chunks_mut::<LANES>();
-    for (vector, out) in vectors.iter().zip(outs) {
-        simd.store(simd.load_f16(vector), out);
+fn widen<S: Simd>(simd: S, halves: &[f16]) -> [S::F32; VECTORS] {
+    if let Some(halves) = halves.first_chunk::<STEP>() {
+        let bytes: &[[u8; 2 * LANES]; VECTORS] = bytemuck::cast_ref(halves);
+        return [simd.load_f16(&bytes[0]), simd.load_f16(&bytes[1])];
     }
-    for (half, out) in halves[LANES * vectors.len()..].iter().zip(rest) {
-        *out = half.load();
-    }
-    out
+    let mut step = [0.0; STEP];
+    step.iter_mut().zip(halves).for_each(|(to, half)| *to = half.load());
+    load(simd, &step)
 }
 
-/// Factors of a step as they meet the codes, for `N` heads.
-struct Factors<const N: usize> {
-    /// Where they stay floats.
-    floats: [[f32; STEP]; N],
-    /// Where they become integers: upper and lower bytes, four factors a word.
-    bytes: [[[i8; STEP]; 2]; N],
-    /// What an integer is worth.
-    unit: f32,
-    /// Σ factor · minimum.
-    offsets: [f32; N],
+/// Vectors of a step's numbers.
+#[inline(always)]
+fn load<S: Simd>(simd: S, numbers: &Step) -> [S::F32; VECTORS] {
+    let (numbers, _) = numbers.as_chunks();
+    [simd.load(&numbers[0]), simd.load(&numbers[1])]
 }
 
-impl<const N: usize> Factors<N> {
-    /// `factors` times `scales`, the offsets by `mins`.
-    #[inline(always)]
-    fn new<B: Bytes>(bytes: B, factors: [&[f32; STEP]; N], scales: &[f32; STEP], mins: &[f32; STEP]) -> Self {
-        let simd = bytes.simd();
-        let mut all = Self { floats: [[0.0; STEP]; N], bytes: [[[0; STEP]; 2]; N], unit: 0.0, offsets: [0.0; N] };
-        let ((scales, _), (mins, _)) = (scales.as_chunks(), mins.as_chunks());
-        let (mut least, mut most) = (simd.splat(0.0), simd.splat(0.0));
-        let mut scaled = [[simd.splat(0.0); STEP / LANES]; N];
-        for n in 0..N {
-            let (factors, _) = factors[n].as_chunks();
-            let mut offset = simd.splat(0.0);
-            for v in 0..STEP / LANES {
-                let factor = simd.load(&factors[v]);
-                offset = simd.fma(factor, simd.load(&mins[v]), offset);
-                scaled[n][v] = simd.mul(factor, simd.load(&scales[v]));
-                (least, most) = (simd.min(scaled[n][v], least), simd.max(scaled[n][v], most));
-            }
-            all.offsets[n] = simd.sum(offset);
-        }
-        if B::UNSIGNED_PRODUCTS {
-            let largest = simd.largest(simd.max(most, simd.mul(least, simd.splat(-1.0))));
-            all.unit = largest / INTEGERS;
-            let inverse = simd.splat(if all.unit > 0.0 { INTEGERS / largest } else { 0.0 });
-            for ([high, low], scaled) in all.bytes.iter_mut().zip(&scaled) {
-                let ((high, _), (low, _)) = (high.as_chunks_mut(), low.as_chunks_mut());
-                for ((high, low), &scaled) in high.iter_mut().zip(low).zip(scaled) {
-                    bytes.split(simd.mul(scaled, inverse), high, low);
-                }
-            }
-        } else {
-            for (floats, scaled) in all.floats.iter_mut().zip(&scaled) {
-                let (floats, _) = floats.as_chunks_mut();
-                for (floats, &scaled) in floats.iter_mut().zip(scaled) {
-                    simd.store(scaled, floats);
-                }
-            }
-        }
-        all
-    }
-
-    /// Σ factor · number over the factors, for lanes `16 * first`.. of the quads `codes`, `V` vectors.
-    #[inline(always)]
-    fn products<B: Bytes, const V: usize>(
-        &self,
-        bytes: B,
-        kind: CodeKind,
-        codes: &[u8],
-        first: usize,
-        ahead: &mut Ahead<'_>,
-    ) -> [[B::F32; V]; N] {
-        let simd = bytes.simd();
-        let mut out = [[simd.splat(0.0); V]; N];
-        // The loop is not to be unrolled: factors are to stay in memory, from where a word is broadcast as it is loaded.
-        let quads = (codes.len() / kind.quad_bytes()).min(STEP / QUAD);
-        if B::UNSIGNED_PRODUCTS {
-            let words = self.bytes.each_ref().map(|bytes| bytes.each_ref().map(|bytes| bytes.as_chunks::<QUAD>().0));
-            let mut sums = [[[bytes.zero(); V]; 2]; N];
-            for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).enumerate().take(quads) {
-                ahead.fetch(simd);
-                let (codes, _) = codes.as_chunks();
-                let both = match (kind, codes) {
-                    (CodeKind::Int8, [low, high]) => [bytes.load(low), bytes.load(high)],
-                    (_, [both, ..]) => bytes.low_high(both),
-                    _ => return out,
-                };
-                for n in 0..N {
-                    for half in 0..2 {
-                        let word = words[n][half][quad];
-                        for v in 0..V {
-                            sums[n][half][v] = bytes.add_products(sums[n][half][v], both[first + v], word);
-                        }
-                    }
-                }
-            }
-            let unit = simd.splat(self.unit);
-            for n in 0..N {
-                let [high, low] = sums[n];
-                for v in 0..V {
-                    let sum = simd.fma(bytes.floats(high[v]), simd.splat(256.0), bytes.floats(low[v]));
-                    out[n][v] = simd.fma(sum, unit, simd.splat(self.offsets[n]));
-                }
-            }
-        } else {
-            for (out, &offset) in out.iter_mut().zip(&self.offsets) {
-                *out = [simd.splat(offset); V];
-            }
-            for (quad, codes) in codes.chunks_exact(kind.quad_bytes()).enumerate().take(quads) {
-                ahead.fetch(simd);
-                let (words, _) = codes.as_chunks();
-                macro_rules! groups {
-                    ($($g:literal)*) => {
-                        $(for v in 0..V {
-                            let number = match (kind, words) {
-                                (CodeKind::Int8, [low, high]) => {
-                                    simd.word_codes::<{ 8 * $g }, 255>(if first + v == 0 { low } else { high })
-                                }
-                                (_, [both, ..]) if first + v == 0 => simd.word_codes::<{ 8 * $g }, 15>(both),
-                                (_, [both, ..]) => simd.word_codes::<{ 8 * $g + 4 }, 15>(both),
-                                _ => return out,
-                            };
-                            for n in 0..N {
-                                let factor = simd.splat(self.floats[n][QUAD * quad + $g]);
-                                out[n][v] = simd.fma(factor, number, out[n][v]);
-                            }
-                        })*
-                    };
-                }
-                groups!(0 1 2 3);
-            }
-        }
-        out
-    }
-
-    /// [`products`](Self::products) of all 32 lanes, handed to `take` sixteen at a time: head, first lane, sums.
-    #[inline(always)]
-    fn all_products<B: Bytes>(
-        &self,
-        bytes: B,
-        kind: CodeKind,
-        codes: &[u8],
-        ahead: &mut Ahead<'_>,
-        mut take: impl FnMut(usize, usize, B::F32),
-    ) {
-        if B::TILE_VECTORS > 1 || !B::UNSIGNED_PRODUCTS {
-            for (n, sums) in self.products::<B, 2>(bytes, kind, codes, 0, ahead).into_iter().enumerate() {
-                take(n, 0, sums[0]);
-                take(n, LANES, sums[1]);
-            }
-        } else {
-            // The sums of both bytes of all heads fill the registers.
-            for (n, [sum]) in self.products::<B, 1>(bytes, kind, codes, 0, ahead).into_iter().enumerate() {
-                take(n, 0, sum);
-            }
-            for (n, [sum]) in self.products::<B, 1>(bytes, kind, codes, 1, ahead).into_iter().enumerate() {
-                take(n, LANES, sum);
-            }
-        }
-    }
+#[inline(always)]
+fn store<S: Simd>(simd: S, vectors: [S::F32; VECTORS], out: &mut Step) {
+    let (out, _) = out.as_chunks_mut();
+    simd.store(vectors[0], &mut out[0]);
+    simd.store(vectors[1], &mut out[1]);
 }
 
-/// The largest integer of a factor: 127 in its upper byte, nothing in the lower one.
-const INTEGERS: f32 = 127.0 * 256.0;
+/// The codes of a quad: those of its lanes 0..16, and those of 16..32.
+#[inline(always)]
+fn quad_codes<B: Bytes>(bytes: B, kind: CodeKind, quad: &[u8]) -> [B::Codes; VECTORS] {
+    match kind {
+        CodeKind::Int8 => {
+            if let [low, high] = quad.as_chunks().0 {
+                return [bytes.load(low), bytes.load(high)];
+            }
+        }
+        CodeKind::Int4 => {
+            if let Some(quad) = quad.first_chunk() {
+                return bytes.low_high(quad);
+            }
+        }
+        CodeKind::Int3 => {
+            if let Some(quad) = quad.first_chunk() {
+                return bytes.three_bits(quad);
+            }
+        }
+        CodeKind::Int2 => {
+            if let Some(quad) = quad.first_chunk() {
+                return bytes.two_bits(quad);
+            }
+        }
+    }
+    unreachable!("a quad of {} bytes", quad.len())
+}
 
 /// The first 32 numbers of each slice, or all and zeros, those in `padded`.
 #[inline(always)]
-fn whole_steps<'a, const N: usize>(numbers: [&'a [f32]; N], padded: &'a mut [[f32; STEP]; N]) -> [&'a [f32; STEP]; N] {
+fn whole_steps<'a, const N: usize>(numbers: [&'a [f32]; N], padded: &'a mut [Step; N]) -> [&'a Step; N] {
     for (padded, numbers) in padded.iter_mut().zip(numbers) {
         if numbers.len() < STEP {
             padded[..numbers.len()].copy_from_slice(numbers);
@@ -209,9 +99,79 @@ fn whole_steps<'a, const N: usize>(numbers: [&'a [f32]; N], padded: &'a mut [[f3
     std::array::from_fn(|n| numbers[n].first_chunk().unwrap_or(&padded[n]))
 }
 
+/// Up to [`TILE_BLOCKS`] of something.
+pub(super) type Tile<T> = [T; TILE_BLOCKS];
+
+/// Groups of a tile's blocks: at most 32 channels of keys, or 32 channels of all tokens' values.
+#[derive(Clone, Copy)]
+struct Blocks<'a> {
+    blocks: &'a [Groups<'a>],
+    /// First group.
+    start: usize,
+    /// Behind the last one.
+    end: usize,
+    /// Of values, the tokens that count.
+    lanes: Option<&'a [Range<usize>]>,
+    /// What to ask for meanwhile, a slice a block, or none.
+    ahead: &'a [&'a [u8]],
+}
+
+impl<'a> Blocks<'a> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Scales of a block.
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
+        self.seen(simd, block, widen(simd, &self.blocks[block].scales[self.start..self.end]))
+    }
+
+    /// Minima of a block.
+    #[inline(always)]
+    fn mins<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
+        self.seen(simd, block, widen(simd, &self.blocks[block].mins[self.start..self.end]))
+    }
+
+    /// Zeros where a token does not count: what it has may be anything.
+    #[inline(always)]
+    fn seen<S: Simd>(&self, simd: S, block: usize, numbers: [S::F32; VECTORS]) -> [S::F32; VECTORS] {
+        match self.lanes.map(|lanes| &lanes[block]) {
+            None | Some(Range { start: 0, end: BLOCK }) => numbers,
+            Some(lanes) => {
+                let mut step = [0.0; STEP];
+                store(simd, numbers, &mut step);
+                step[..lanes.start].fill(0.0);
+                step[lanes.end..].fill(0.0);
+                load(simd, &step)
+            }
+        }
+    }
+
+    /// The quads of a block, whose kind is `kind`: as a constant.
+    #[inline(always)]
+    fn quads(&self, kind: CodeKind, block: usize) -> impl Iterator<Item = (usize, &'a [u8])> + use<'a> {
+        let codes = &self.blocks[block].codes[kind.code_bytes(self.start)..kind.code_bytes(self.end)];
+        codes.chunks_exact(kind.quad_bytes()).enumerate()
+    }
+
+    /// Asks for what lies as far in the bytes ahead as `quad` in the block.
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, simd: S, kind: CodeKind, block: usize, quad: usize) {
+        let count = (kind.quad_bytes() + QUAD * 2 * size_of::<f16>()).div_ceil(LINE);
+        if let Some(ahead) = self.ahead.get(block) {
+            for line in ahead.as_chunks::<LINE>().0.iter().skip((self.start / QUAD + quad) * count).take(count) {
+                simd.prefetch(line);
+            }
+        }
+    }
+}
+
 pub(super) struct KeyScores<'a> {
-    pub(super) keys: Groups<'a>,
-    pub(super) ahead: &'a [u8],
+    /// Blocks with the same channels, and what to ask for beside each.
+    pub(super) keys: &'a [Groups<'a>],
+    pub(super) ahead: &'a [&'a [u8]],
     pub(super) queries: &'a [f32],
     pub(super) group: usize,
     pub(super) scores: &'a mut [f32],
@@ -223,42 +183,57 @@ impl ByteKernel for KeyScores<'_> {
 
     #[inline(always)]
     fn run<B: Bytes>(mut self, bytes: B) {
-        per_heads!(self.group, self.keys.kind, [CodeKind::Int8, CodeKind::Int4],
+        per_heads!(self.group, self.keys[0].kind, [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2],
             (N, kind, head) => self.heads::<B, N>(bytes, kind, head));
+    }
+}
+
+/// Where the scores of some heads go.
+struct Scores<'a> {
+    scores: &'a mut [f32],
+    stride: usize,
+    /// Whether they are the first channels'.
+    first: bool,
+}
+
+impl Scores<'_> {
+    #[inline(always)]
+    fn put<S: Simd>(&mut self, simd: S, n: usize, lane: usize, sum: S::F32) {
+        let out = &mut self.scores[n * self.stride + lane..];
+        if self.first { super::store(simd, sum, out) } else { super::add_to(simd, sum, out) }
     }
 }
 
 impl KeyScores<'_> {
     #[inline(always)]
     fn heads<B: Bytes, const N: usize>(&mut self, bytes: B, kind: CodeKind, head: usize) {
-        let simd = bytes.simd();
-        let channels = self.keys.scales.len();
-        let mut ahead = fetch_once(head, self.ahead, kind);
-        let steps = self.keys.scales.chunks(STEP).zip(self.keys.mins.chunks(STEP));
-        for (step, (scales, mins)) in steps.enumerate() {
-            let queries: [&[f32]; N] =
-                std::array::from_fn(|n| &self.queries[(head + n) * channels + step * STEP..][..scales.len()]);
+        let channels = self.keys[0].scales.len();
+        for start in (0..channels).step_by(STEP) {
+            let end = channels.min(start + STEP);
+            let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][start..end]);
             let mut padded = [[0.0; STEP]; N];
             let queries = whole_steps(queries, &mut padded);
-            let factors = Factors::new(bytes, queries, &widen(simd, scales), &widen(simd, mins));
-            let codes = &self.keys.codes[kind.code_bytes(step * STEP)..];
-            factors.all_products(bytes, kind, codes, &mut ahead, |n, lane, sum| {
-                let out = &mut self.scores[(head + n) * self.score_stride + lane..];
-                if step == 0 {
-                    store(simd, sum, out);
-                } else {
-                    super::add_to(simd, sum, out);
-                }
-            });
+            // Fetched once, with the first heads of a larger group.
+            let ahead = if head == 0 { self.ahead } else { &[] };
+            let blocks = Blocks { blocks: self.keys, start, end, lanes: None, ahead };
+            let scores = &mut self.scores[head * self.score_stride..];
+            let scores = Scores { scores, stride: self.score_stride, first: start == 0 };
+            if B::INTEGER_FACTORS {
+                integers::key_scores(bytes, kind, blocks, queries, scores);
+            } else {
+                floats::key_scores(bytes, kind, blocks, queries, scores);
+            }
         }
     }
 }
 
 pub(super) struct MixValues<'a> {
-    pub(super) values: Groups<'a>,
-    pub(super) ahead: &'a [u8],
+    /// Blocks with the same channels, and what to ask for beside each.
+    pub(super) values: &'a [Groups<'a>],
+    pub(super) ahead: &'a [&'a [u8]],
+    /// Which tokens of a block count.
+    pub(super) lanes: &'a [Range<usize>],
     pub(super) head_dim: usize,
-    pub(super) lanes: Range<usize>,
     pub(super) weights: &'a [f32],
     pub(super) weight_stride: usize,
     pub(super) group: usize,
@@ -270,60 +245,77 @@ impl ByteKernel for MixValues<'_> {
 
     #[inline(always)]
     fn run<B: Bytes>(mut self, bytes: B) {
-        per_heads!(self.group, self.values.kind, [CodeKind::Int8, CodeKind::Int4],
+        per_heads!(self.group, self.values[0].kind, [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2],
             (N, kind, head) => self.heads::<B, N>(bytes, kind, head));
+    }
+}
+
+/// Weights of a tile for some heads.
+type Weights<'a, const N: usize> = Tile<[&'a Step; N]>;
+
+/// Where the mixed values of some heads go, from a channel on.
+struct Mixed<'a> {
+    mixed: &'a mut [f32],
+    head_dim: usize,
+    channel: usize,
+}
+
+impl Mixed<'_> {
+    #[inline(always)]
+    fn put<S: Simd>(&mut self, simd: S, n: usize, lane: usize, sum: S::F32) {
+        let mixed = &mut self.mixed[n * self.head_dim..][..self.head_dim];
+        let channel = self.channel + lane;
+        match mixed.len() - channel.min(mixed.len()) {
+            0 => {}
+            rest @ 1..LANES => {
+                let mut part = [0.0; LANES];
+                simd.store(sum, &mut part);
+                mixed[channel..].iter_mut().zip(&part[..rest]).for_each(|(mix, sum)| *mix += sum);
+            }
+            _ => super::add_to(simd, sum, &mut mixed[channel..]),
+        }
     }
 }
 
 impl MixValues<'_> {
     #[inline(always)]
     fn heads<B: Bytes, const N: usize>(&mut self, bytes: B, kind: CodeKind, head: usize) {
-        let simd = bytes.simd();
-        let all = self.lanes == (0..BLOCK);
-        let rows: [&[f32]; N] = std::array::from_fn(|n| &self.weights[(head + n) * self.weight_stride..]);
-        let mut padded = [[0.0; STEP]; N];
-        let weights = if all {
-            whole_steps(rows, &mut padded)
+        const NONE: Step = [0.0; STEP];
+        let mut weights: Weights<'_, N> = [[&NONE; N]; TILE_BLOCKS];
+        let mut padded: Tile<[Step; N]>;
+        let whole = self.lanes.iter().all(|lanes| *lanes == (0..BLOCK));
+        if whole {
+            for (block, weights) in weights.iter_mut().enumerate().take(self.values.len()) {
+                for (n, weights) in weights.iter_mut().enumerate() {
+                    let row = &self.weights[(head + n) * self.weight_stride + block * BLOCK..];
+                    *weights = row.first_chunk().unwrap_or(&NONE);
+                }
+            }
         } else {
             // Weights of tokens that are not to be read are zero.
-            for (padded, row) in padded.iter_mut().zip(rows) {
-                padded[self.lanes.clone()].copy_from_slice(&row[self.lanes.clone()]);
-            }
-            padded.each_ref()
-        };
-        let mut ahead = fetch_once(head, self.ahead, kind);
-        for group in 0..self.head_dim.div_ceil(GROUP) {
-            let affine = group * BLOCK..(group + 1) * BLOCK;
-            let (mut scales, mut mins) =
-                (widen(simd, &self.values.scales[affine.clone()]), widen(simd, &self.values.mins[affine.clone()]));
-            if !all {
-                // A token that is not to be read may hold anything.
-                for affine in [&mut scales, &mut mins] {
-                    affine[..self.lanes.start].fill(0.0);
-                    affine[self.lanes.end..].fill(0.0);
+            padded = [[NONE; N]; TILE_BLOCKS];
+            for (block, (lanes, padded)) in self.lanes.iter().zip(&mut padded).enumerate() {
+                for (n, padded) in padded.iter_mut().enumerate() {
+                    let row = &self.weights[(head + n) * self.weight_stride + block * BLOCK..];
+                    padded[lanes.clone()].copy_from_slice(&row[lanes.clone()]);
                 }
             }
-            let factors = Factors::new(bytes, weights, &scales, &mins);
-            let codes = &self.values.codes[kind.code_bytes(affine.start)..];
-            factors.all_products(bytes, kind, codes, &mut ahead, |n, lane, sum| {
-                let channel = group * GROUP + lane;
-                let mixed = &mut self.mixed[(head + n) * self.head_dim..][..self.head_dim];
-                match mixed.len() - channel.min(mixed.len()) {
-                    0 => {}
-                    rest @ 1..LANES => {
-                        let mut part = [0.0; LANES];
-                        simd.store(sum, &mut part);
-                        mixed[channel..].iter_mut().zip(&part[..rest]).for_each(|(mix, sum)| *mix += sum);
-                    }
-                    _ => super::add_to(simd, sum, &mut mixed[channel..]),
-                }
-            });
+            for (weights, padded) in weights.iter_mut().zip(&padded) {
+                *weights = padded.each_ref();
+            }
+        }
+        for channel in (0..self.head_dim).step_by(GROUP) {
+            // Fetched once, with the first heads of a larger group.
+            let ahead = if head == 0 { self.ahead } else { &[] };
+            let lanes = (!whole).then_some(self.lanes);
+            let blocks = Blocks { blocks: self.values, start: channel, end: channel + BLOCK, lanes, ahead };
+            let mixed = &mut self.mixed[head * self.head_dim..];
+            let mixed = Mixed { mixed, head_dim: self.head_dim, channel };
+            if B::INTEGER_FACTORS {
+                integers::mix_values(bytes, kind, blocks, &weights, mixed);
+            } else {
+                floats::mix_values(bytes, kind, blocks, &weights, mixed);
+            }
         }
     }
-}
-
-/// What to ask for beside the quads of the heads from `head` on: once, with the first heads of a larger group.
-#[inline(always)]
-fn fetch_once(head: usize, ahead: &[u8], kind: CodeKind) -> Ahead<'_> {
-    Ahead::new(if head == 0 { ahead } else { &[] }, kind.quad_bytes() + QUAD * 2 * size_of::<f16>())
 }

@@ -13,6 +13,13 @@ use super::{Kind, LANES, Level, Portable, Simd};
 /// Bytes of a vector.
 pub const BYTES: usize = 4 * LANES;
 
+/// The largest factor of 16 bits: 127 in its upper byte, nothing in the lower one.
+pub const FINE_LIMIT: f32 = 127.0 * 256.0;
+/// The largest factor of 8 bits.
+pub const COARSE_LIMIT: f32 = 127.0;
+/// Words of factors whose products [`Bytes::Coarse`] can sum: 8 · 4 · 15 · 127 is below 2^15.
+pub const COARSE: usize = 8;
+
 /// The offset that marks codes as `i8`: no code of an unsigned format is as large.
 pub const SIGNED: u8 = 128;
 
@@ -59,8 +66,16 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors of sixteen rows of weights in such a tile, at most 2.
     const TILE_VECTORS: usize;
-    /// Whether [`add_products`](Self::add_products) is one instruction that takes bytes without a sign.
-    const UNSIGNED_PRODUCTS: bool;
+    /// Whether integer products of codes and factors ([`add_fine`](Self::add_fine), [`add_coarse`](Self::add_coarse)) are
+    /// faster here than those of floats.
+    const INTEGER_FACTORS: bool;
+
+    /// Sixteen sums of products with factors of 16 bits.
+    type Fine: Copy;
+    /// Codes as such products read them.
+    type FineCodes: Copy;
+    /// Sixteen sums of products with factors of 8 bits, of no more than [`COARSE`] words of factors.
+    type Coarse: Copy;
 
     /// The level's vectors of floats.
     fn simd(self) -> Self::Simd;
@@ -73,6 +88,13 @@ pub trait Bytes: Copy + Send + Sync + 'static {
 
     /// Low halves, and high halves.
     fn low_high(self, bytes: &[u8; BYTES]) -> [Self::Codes; 2];
+
+    /// Bits 0 and 1 of every byte, bits 2 and 3; bits 4 and 5, bits 6 and 7.
+    fn two_bits(self, bytes: &[u8; 32]) -> [Self::Codes; 2];
+
+    /// [`two_bits`](Self::two_bits) of the first 32, and a third bit for every code: bits 0 of the other sixteen for the
+    /// first sixteen codes, then bits 1 and so on.
+    fn three_bits(self, bytes: &[u8; 48]) -> [Self::Codes; 2];
 
     /// Low halves of `a`, high halves of `a`, low halves of `b`, high halves of `b`.
     fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes;
@@ -99,26 +121,40 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// Sixteen zeros.
     fn zero(self) -> Self::I32;
 
-    /// Adds Σ weight · x over every four weights, exactly: of what [`store_weights`](Self::store_weights) left, or, with
-    /// [`UNSIGNED_PRODUCTS`](Self::UNSIGNED_PRODUCTS), of any codes without a sign. x is not -128.
+    /// Adds Σ weight · x over every four weights, exactly: of what [`store_weights`](Self::store_weights) left. x is not -128.
     fn add_products(self, sums: Self::I32, weights: Self::Codes, x: [i8; 4]) -> Self::I32;
 
     /// Integers as floats.
     fn floats(self, integers: Self::I32) -> Self::F32;
 
-    /// Rounds to integers, 256 · `high` + `low`; they are between -32,640 and 32,512.
-    #[inline(always)]
-    fn split(self, vector: Self::F32, high: &mut [i8; LANES], low: &mut [i8; LANES]) {
-        // Adding 1.5 · 2^23 rounds to an integer, in the low bits.
-        let simd = self.simd();
-        let mut lanes = [0.0; LANES];
-        simd.store(simd.add(vector, simd.splat(12_582_912.0)), &mut lanes);
-        for i in 0..LANES {
-            let bits = lanes[i].to_bits();
-            low[i] = (bits as u8).cast_signed();
-            high[i] = (((bits + 128) >> 8) as u8).cast_signed();
-        }
-    }
+    /// Thirty-two factors, at most [`FINE_LIMIT`] in magnitude, as integers: two words for every four, as
+    /// [`add_fine`](Self::add_fine) takes them. The eight second ones follow the first: of neighbours a compiler makes one
+    /// load and then takes them apart in other registers, where each by itself is spread as it is loaded.
+    fn fine_factors(self, factors: [Self::F32; 2], words: &mut [i32; 16]);
+
+    /// Sums of nothing.
+    fn fine_zero(self) -> Self::Fine;
+
+    /// Codes of any eight bits without a sign, prepared once for the factors of several heads.
+    fn fine_codes(self, codes: Self::Codes) -> Self::FineCodes;
+
+    /// Adds Σ code · factor over every four codes, exactly, for sums below 2^31.
+    fn add_fine(self, sums: Self::Fine, codes: Self::FineCodes, words: [i32; 2]) -> Self::Fine;
+
+    /// The sums as floats.
+    fn fine_sums(self, sums: Self::Fine) -> Self::F32;
+
+    /// Thirty-two factors, at most [`COARSE_LIMIT`] in magnitude, as integers of 8 bits.
+    fn coarse_factors(self, factors: [Self::F32; 2], words: &mut [i32; 8]);
+
+    /// Begins to add coarse products to `total`: what of it waits until the [end](Self::coarse_end), and sums.
+    fn coarse_begin(self, total: Self::I32) -> (Self::I32, Self::Coarse);
+
+    /// Adds Σ code · factor over every four codes, which are at most 15.
+    fn add_coarse(self, sums: Self::Coarse, codes: Self::Codes, word: i32) -> Self::Coarse;
+
+    /// The total with the sums.
+    fn coarse_end(self, waiting: Self::I32, sums: Self::Coarse) -> Self::I32;
 
     /// Eight pairs of binary16, the low half of a word first: firsts to lanes 0..8, seconds to lanes 8..16.
     fn halves(self, words: [u32; 8]) -> Self::F32;
@@ -181,7 +217,11 @@ impl Bytes for Portable {
 
     const TILE_ROWS: usize = 1;
     const TILE_VECTORS: usize = 1;
-    const UNSIGNED_PRODUCTS: bool = false;
+    const INTEGER_FACTORS: bool = false;
+
+    type Fine = [i32; LANES];
+    type FineCodes = [u8; BYTES];
+    type Coarse = [i32; LANES];
 
     #[inline(always)]
     fn simd(self) -> Self {
@@ -196,6 +236,25 @@ impl Bytes for Portable {
     #[inline(always)]
     fn low_high(self, bytes: &[u8; BYTES]) -> [Self::Codes; 2] {
         [bytes.map(|byte| byte & 15), bytes.map(|byte| byte >> 4)]
+    }
+
+    #[inline(always)]
+    fn two_bits(self, bytes: &[u8; 32]) -> [Self::Codes; 2] {
+        let mut codes = [[0; BYTES]; 2];
+        for (quarter, codes) in codes.as_flattened_mut().chunks_exact_mut(32).enumerate() {
+            codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> (2 * quarter) & 3);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn three_bits(self, bytes: &[u8; 48]) -> [Self::Codes; 2] {
+        let (low, high) = bytes.split_at(32);
+        let mut codes = self.two_bits(low.first_chunk().unwrap_or(&[0; 32]));
+        for (bit, codes) in codes.as_flattened_mut().chunks_exact_mut(16).enumerate() {
+            codes.iter_mut().zip(high).for_each(|(code, high)| *code |= (high >> bit & 1) << 2);
+        }
+        codes
     }
 
     #[inline(always)]
@@ -305,6 +364,62 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
+    fn fine_factors(self, factors: [Self::F32; 2], words: &mut [i32; 16]) {
+        for (quad, factors) in factors.as_flattened().as_chunks::<4>().0.iter().enumerate() {
+            let [a, b, c, d] = factors.map(|factor| factor.round_ties_even() as i32);
+            (words[quad], words[8 + quad]) = (a & 0xFFFF | b << 16, c & 0xFFFF | d << 16);
+        }
+    }
+
+    #[inline(always)]
+    fn fine_zero(self) -> Self::Fine {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn fine_codes(self, codes: Self::Codes) -> Self::FineCodes {
+        codes
+    }
+
+    #[inline(always)]
+    fn add_fine(self, sums: Self::Fine, codes: Self::FineCodes, [ab, cd]: [i32; 2]) -> Self::Fine {
+        let (mut sums, factors) = (sums, [ab << 16 >> 16, ab >> 16, cd << 16 >> 16, cd >> 16]);
+        for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+            for i in 0..4 {
+                *sum += i32::from(codes[i]) * factors[i];
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn fine_sums(self, sums: Self::Fine) -> Self::F32 {
+        self.floats(sums)
+    }
+
+    #[inline(always)]
+    fn coarse_factors(self, factors: [Self::F32; 2], words: &mut [i32; 8]) {
+        for (word, factors) in words.iter_mut().zip(factors.as_flattened().as_chunks::<4>().0) {
+            *word = i32::from_le_bytes(factors.map(|factor| (factor.round_ties_even() as i8).cast_unsigned()));
+        }
+    }
+
+    #[inline(always)]
+    fn coarse_begin(self, total: Self::I32) -> (Self::I32, Self::Coarse) {
+        ([0; LANES], total)
+    }
+
+    #[inline(always)]
+    fn add_coarse(self, sums: Self::Coarse, codes: Self::Codes, word: i32) -> Self::Coarse {
+        self.add_products(sums, codes, word.to_le_bytes().map(u8::cast_signed))
+    }
+
+    #[inline(always)]
+    fn coarse_end(self, _: Self::I32, sums: Self::Coarse) -> Self::I32 {
+        sums
+    }
+
+    #[inline(always)]
     fn halves(self, words: [u32; 8]) -> Self::F32 {
         let widen = |half: u32| crate::format::float::f16_to_f32(half as u16);
         std::array::from_fn(|i| if i < 8 { widen(words[i] & 0xFFFF) } else { widen(words[i - 8] >> 16) })
@@ -361,13 +476,35 @@ mod tests {
             }
             out.extend([b.dot(b.join(first, second), SIGNED, x)]);
             out.extend(b.low_high(low).map(|halves| b.dot(halves, 0, x)));
+            out.extend(b.two_bits(first).map(|codes| b.dot(codes, 0, x)));
+            out.extend(b.three_bits(bytes.first_chunk().unwrap()).map(|codes| b.dot(codes, 0, x)));
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }
-            let mut split = [[0; LANES]; 2];
-            let [high, low] = &mut split;
-            b.split(b.simd().mul(vector, b.simd().splat(325.0)), high, low);
-            out.extend(split.map(|bytes| b.simd().load_i8(&bytes.map(i8::cast_unsigned))));
+            // Factors of both kinds, as large as they may be, with as many words as sums must hold.
+            let largest = b.simd().largest(b.simd().max_abs(vector, b.simd().splat(1e-3)));
+            let scaled = |limit: f32| {
+                let first = b.simd().mul(vector, b.simd().splat(limit / largest));
+                [first, b.simd().mul(first, b.simd().splat(-1.0))]
+            };
+            let (mut fine, mut words16) = (b.fine_zero(), [0; 16]);
+            b.fine_factors(scaled(FINE_LIMIT), &mut words16);
+            let codes = b.fine_codes(b.join(first, second));
+            for quad in 0..16 {
+                let quad = if quad < 8 { quad } else { 0 };
+                fine = b.add_fine(fine, codes, [words16[quad], words16[8 + quad]]);
+            }
+            out.push(b.fine_sums(fine));
+            let mut words8 = [0; 8];
+            b.coarse_factors(scaled(COARSE_LIMIT), &mut words8);
+            for words in [words8, [words8[0]; COARSE]] {
+                let total = b.add_products(b.zero(), b.load(&[1; BYTES]), [1, 2, 3, 4]);
+                let (waiting, mut sums) = b.coarse_begin(total);
+                for word in words {
+                    sums = b.add_coarse(sums, four[0], word);
+                }
+                out.push(b.floats(b.coarse_end(waiting, sums)));
+            }
             out.extend([b.halves(words), b.upper(vector)]);
             out.extend([
                 b.spread8::<0>(vector),

@@ -78,7 +78,11 @@ impl<const DOT: bool> Bytes for NeonBytes<DOT> {
     // Twelve accumulators of integers and twelve of floats, four vectors of weights, one broadcast: 29 of 32 registers.
     const TILE_ROWS: usize = 3;
     const TILE_VECTORS: usize = 1;
-    const UNSIGNED_PRODUCTS: bool = false;
+    const INTEGER_FACTORS: bool = DOT;
+
+    type Fine = [int32x4_t; 4];
+    type FineCodes = [[int16x8_t; 2]; 4];
+    type Coarse = [int32x4_t; 4];
 
     #[inline(always)]
     fn simd(self) -> Neon {
@@ -108,6 +112,36 @@ impl<const DOT: bool> Bytes for NeonBytes<DOT> {
             let low = [vandq_u8(a, mask), vandq_u8(b, mask), vandq_u8(c, mask), vandq_u8(d, mask)];
             [low, [vshrq_n_u8::<4>(a), vshrq_n_u8::<4>(b), vshrq_n_u8::<4>(c), vshrq_n_u8::<4>(d)]]
         }
+    }
+
+    #[inline(always)]
+    fn two_bits(self, bytes: &[u8; 32]) -> [Self::Codes; 2] {
+        // SAFETY: 32 bytes are readable there, sixteen of them from the middle.
+        unsafe {
+            let (a, b) = (vld1q_u8(bytes.as_ptr()), vld1q_u8(bytes.as_ptr().add(16)));
+            let mask = vdupq_n_u8(3);
+            let two = |x| vandq_u8(vshrq_n_u8::<2>(x), mask);
+            let four = |x| vandq_u8(vshrq_n_u8::<4>(x), mask);
+            [
+                [vandq_u8(a, mask), vandq_u8(b, mask), two(a), two(b)],
+                [four(a), four(b), vshrq_n_u8::<6>(a), vshrq_n_u8::<6>(b)],
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn three_bits(self, bytes: &[u8; 48]) -> [Self::Codes; 2] {
+        let (low, _) = bytes.as_chunks::<32>();
+        let mut codes = self.two_bits(&low[0]);
+        for bit in 0..8 {
+            // SAFETY: sixteen bytes are readable from the thirty-third on.
+            unsafe {
+                let set = vtstq_u8(vld1q_u8(bytes.as_ptr().add(32)), vdupq_n_u8(1 << bit));
+                let codes = &mut codes[bit / 4][bit % 4];
+                *codes = vorrq_u8(*codes, vandq_u8(set, vdupq_n_u8(4)));
+            }
+        }
+        codes
     }
 
     #[inline(always)]
@@ -214,6 +248,91 @@ impl<const DOT: bool> Bytes for NeonBytes<DOT> {
         let [a, b, c, d] = integers;
         // SAFETY: see `join`.
         unsafe { [vcvtq_f32_s32(a), vcvtq_f32_s32(b), vcvtq_f32_s32(c), vcvtq_f32_s32(d)] }
+    }
+
+    #[inline(always)]
+    fn fine_factors(self, factors: [Self::F32; 2], words: &mut [i32; 16]) {
+        let [first, second] = factors;
+        for (quad, factors) in first.into_iter().chain(second).enumerate() {
+            // SAFETY: see `join`; four numbers of sixteen bits are writable there.
+            unsafe {
+                // First and third factor, second and fourth.
+                let x = vmovn_s32(vcvtnq_s32_f32(factors));
+                let x = vuzp_s16(x, x);
+                let x = vreinterpret_s32_s16(vext_s16::<2>(x.0, x.1));
+                words[quad] = vget_lane_s32::<0>(x);
+                words[8 + quad] = vget_lane_s32::<1>(x);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn fine_zero(self) -> Self::Fine {
+        self.zero()
+    }
+
+    #[inline(always)]
+    fn fine_codes(self, codes: Self::Codes) -> Self::FineCodes {
+        // SAFETY: see `join`.
+        unsafe {
+            let zero = vdupq_n_s16(0);
+            let mut out = [[zero; 2]; 4];
+            for i in 0..4 {
+                let pairs = vreinterpretq_u16_u8(codes[i]);
+                let (even, odd) = (vandq_u16(pairs, vdupq_n_u16(0xFF)), vshrq_n_u16::<8>(pairs));
+                out[i] = [vreinterpretq_s16_u16(even), vreinterpretq_s16_u16(odd)];
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
+    fn add_fine(self, sums: Self::Fine, codes: Self::FineCodes, words: [i32; 2]) -> Self::Fine {
+        let mut out = sums;
+        for i in 0..4 {
+            for part in 0..2 {
+                // SAFETY: see `join`.
+                unsafe {
+                    let (codes, word) = (codes[i][part], vreinterpretq_s16_s32(vdupq_n_s32(words[part])));
+                    let low = vmull_s16(vget_low_s16(codes), vget_low_s16(word));
+                    out[i] = vaddq_s32(out[i], vpaddq_s32(low, vmull_high_s16(codes, word)));
+                }
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn fine_sums(self, sums: Self::Fine) -> Self::F32 {
+        self.floats(sums)
+    }
+
+    #[inline(always)]
+    fn coarse_factors(self, factors: [Self::F32; 2], words: &mut [i32; 8]) {
+        for (half, [a, b, c, d]) in factors.into_iter().enumerate() {
+            // SAFETY: see `join`; four words are writable there, from the middle for the second half.
+            unsafe {
+                let low = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a)), vmovn_s32(vcvtnq_s32_f32(b)));
+                let high = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(c)), vmovn_s32(vcvtnq_s32_f32(d)));
+                let bytes = vcombine_s8(vmovn_s16(low), vmovn_s16(high));
+                vst1q_s32(words.as_mut_ptr().add(4 * half), vreinterpretq_s32_s8(bytes));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn coarse_begin(self, total: Self::I32) -> (Self::I32, Self::Coarse) {
+        (self.zero(), total)
+    }
+
+    #[inline(always)]
+    fn add_coarse(self, sums: Self::Coarse, codes: Self::Codes, word: i32) -> Self::Coarse {
+        self.add_products(sums, codes, word.to_ne_bytes().map(u8::cast_signed))
+    }
+
+    #[inline(always)]
+    fn coarse_end(self, _: Self::I32, sums: Self::Coarse) -> Self::I32 {
+        sums
     }
 
     #[inline(always)]

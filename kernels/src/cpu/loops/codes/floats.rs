@@ -1,0 +1,116 @@
+//! Factors that stay floats: codes are converted, and shared by all heads.
+
+use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, store};
+use crate::cpu::{
+    loops::HEADS,
+    simd::{
+        Simd,
+        bytes::{BYTES, Bytes},
+    },
+};
+use thinkey_core::quant::{CodeKind, QUAD};
+
+/// The codes of a quad a byte each, where words of them cannot be shifted and masked.
+#[inline(always)]
+fn spread(kind: CodeKind, codes: &[u8]) -> Option<[u8; 2 * BYTES]> {
+    const QUARTER: usize = BYTES / 2;
+    if !matches!(kind, CodeKind::Int3 | CodeKind::Int2) {
+        return None;
+    }
+    let mut out = [0; 2 * BYTES];
+    for (quarter, out) in out.chunks_exact_mut(QUARTER).enumerate() {
+        out.iter_mut().zip(codes).for_each(|(to, &codes)| *to = codes >> (2 * quarter) & 3);
+    }
+    for (eighth, out) in out.chunks_exact_mut(QUARTER / 2).enumerate() {
+        out.iter_mut().zip(&codes[QUARTER..]).for_each(|(to, &high)| *to |= (high >> eighth & 1) << 2);
+    }
+    Some(out)
+}
+
+/// The scores of every block.
+#[inline(always)]
+pub(super) fn key_scores<B: Bytes, const N: usize>(
+    bytes: B,
+    kind: CodeKind,
+    blocks: Blocks<'_>,
+    queries: [&Step; N],
+    mut scores: Scores<'_>,
+) {
+    for block in 0..blocks.len() {
+        let sums = products::<B, N>(bytes, kind, &blocks, block, queries);
+        for (n, sums) in sums.into_iter().enumerate() {
+            for (v, sum) in sums.into_iter().enumerate() {
+                scores.put(bytes.simd(), n, block * BLOCK + v * LANES, sum);
+            }
+        }
+    }
+}
+
+/// The weighted sums of every block.
+#[inline(always)]
+pub(super) fn mix_values<B: Bytes, const N: usize>(
+    bytes: B,
+    kind: CodeKind,
+    blocks: Blocks<'_>,
+    weights: &Weights<'_, N>,
+    mut mixed: Mixed<'_>,
+) {
+    for (block, &weights) in weights.iter().enumerate().take(blocks.len()) {
+        let sums = products::<B, N>(bytes, kind, &blocks, block, weights);
+        for (n, sums) in sums.into_iter().enumerate() {
+            for (v, sum) in sums.into_iter().enumerate() {
+                mixed.put(bytes.simd(), n, v * LANES, sum);
+            }
+        }
+    }
+}
+
+/// Σ factor · number over the factors.
+#[inline(always)]
+fn products<B: Bytes, const N: usize>(
+    bytes: B,
+    kind: CodeKind,
+    blocks: &Blocks<'_>,
+    block: usize,
+    factors: [&Step; N],
+) -> [[B::F32; VECTORS]; N] {
+    let simd = bytes.simd();
+    let (scales, mins) = (blocks.scales(simd, block), blocks.mins(simd, block));
+    let mut out = [[simd.splat(0.0); VECTORS]; N];
+    // Factors are to stay in memory, from where one is spread as it is loaded.
+    let mut scaled = [[0.0; STEP]; HEADS];
+    for n in 0..N {
+        let factors = load(simd, factors[n]);
+        let offset = simd.fma(factors[0], mins[0], simd.mul(factors[1], mins[1]));
+        out[n] = [simd.splat(simd.sum(offset)); VECTORS];
+        store(simd, [simd.mul(factors[0], scales[0]), simd.mul(factors[1], scales[1])], &mut scaled[n]);
+    }
+    for (quad, codes) in blocks.quads(kind, block).take(STEP / QUAD) {
+        blocks.fetch(simd, kind, block, quad);
+        let spread = spread(kind, codes);
+        let (words, _) = match &spread {
+            Some(codes) => codes.as_chunks::<BYTES>(),
+            None => codes.as_chunks::<BYTES>(),
+        };
+        macro_rules! groups {
+            ($($g:literal)*) => {
+                $(for v in 0..VECTORS {
+                    let number = match (kind, words) {
+                        (CodeKind::Int8 | CodeKind::Int3 | CodeKind::Int2, [low, high]) => {
+                            simd.word_codes::<{ 8 * $g }, 255>(if v == 0 { low } else { high })
+                        }
+                        (CodeKind::Int4, [both]) if v == 0 => simd.word_codes::<{ 8 * $g }, 15>(both),
+                        (CodeKind::Int4, [both]) => simd.word_codes::<{ 8 * $g + 4 }, 15>(both),
+                        _ => return out,
+                    };
+                    for n in 0..N {
+                        let factor = simd.splat(scaled[n][QUAD * quad + $g]);
+                        out[n][v] = simd.fma(factor, number, out[n][v]);
+                    }
+                })*
+            };
+        }
+        groups!(0 1 2 3);
+    }
+    out
+}
