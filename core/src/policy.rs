@@ -324,6 +324,7 @@ impl Policy {
     };
 
     const CALIBRATED: Self = Self {
+        score: Score::Residual,
         choice: Choice::Calibrated { lambda: per_mille(500), multiple: 8 },
         fix: Fix::Compensated,
         keys: Store::Int4,
@@ -369,6 +370,7 @@ impl Policy {
     pub const fn with_lambda(mut self, lambda: Lambda) -> Result<Self, PolicyError> {
         if lambda.per_mille() == 0 {
             self.choice = Choice::Whole;
+            self.score = Score::Query;
             self.fix = Fix::None;
             self.life = Life::Prompt;
             return Ok(self);

@@ -1,7 +1,8 @@
 //! Core against recorded reference tensors: scores, masks, two-region attention.
 
 use thinkey_core::{
-    CachePlan, ChannelMask, HeadLayout, HeadMut, HeadRef, KeyOrder, Lambda, Plain, Rows, Span, StorageKind, attend,
+    CachePlan, ChannelMask, HeadLayout, HeadMut, HeadRef, KeyOrder, Lambda, Plain, Rows, Scoring, Span, StorageKind,
+    attend,
 };
 use thinkey_tests::recording::Recording;
 
@@ -50,9 +51,10 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
         view.add_query_energy(queries.part(head * group + query), window, head_dim).unwrap();
     }
     let mut scores = vec![0.0; head_dim];
-    view.score(0, rows, tokens, group * window, &mut scores).unwrap();
-    let mask = view.choose(0, rows, tokens, group * window).unwrap();
     let admission = Span::default().admit(tokens, plan.retention(), true);
+    let scoring = Scoring { queries: group * window, ..Scoring::default() };
+    view.score(&scoring, &admission, rows, &mut scores).unwrap();
+    let mask = view.choose(&scoring, &admission, rows).unwrap();
     view.admit(&admission, &pages, Some(&mask), rows).unwrap();
     let (key, value) = (tensor("decode_k"), tensor("decode_v"));
     let step = admission.after.admit(1, plan.retention(), false);

@@ -48,9 +48,6 @@ pub(super) struct Learnt<'m> {
     pub(super) mean: &'m [f32],
     /// C, [D][D].
     pub(super) covariance: &'m [f32],
-    /// M, the attention that goes to the tokens thinned and the sinks.
-    #[allow(dead_code, reason = "what budgets are spread by")]
-    pub(super) mass: f32,
     /// The channels, where they were to be chosen.
     pub(super) mask: Option<ChannelMask>,
     /// Scratch for [`Correction::solve`].
@@ -100,8 +97,8 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         queries.iter_mut().zip(self.queries.clone().flatten()).for_each(|(scaled, &q)| *scaled = q * scale);
         self.mass(queries, head_dim, scores, mass);
-        let (sinks, weights) = self.gather(mass);
-        let mass = sinks + compensate::weigh(weights, 0)?;
+        let weights = self.gather(mass);
+        compensate::weigh(weights, 0)?;
         self.mean(weights, mean);
         self.covariance(weights, mean, (centred, turned), covariance);
         // Rows without padding.
@@ -114,12 +111,11 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
             None => None,
             Some(kept) => {
                 left.copy_from_slice(covariance);
-                moment.fill(0.0);
-                residual::add_moment(queries, count, head_dim, moment)?;
+                residual::moment(queries, count, head_dim, head_dim, moment)?;
                 Some(residual::choose(left, moment, kept, choice, gains)?)
             }
         };
-        Ok(Learnt { mean, covariance, mass, mask, scratch })
+        Ok(Learnt { mean, covariance, mask, scratch })
     }
 
     /// The attention that each lane gets, mean over all queries; `queries` are scaled.
@@ -165,18 +161,17 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         }
     }
 
-    /// The mass of all sinks, and that of the tokens thinned, moved to the front.
-    fn gather<'m>(&self, mass: &'m mut [f32]) -> (f32, &'m mut [f32]) {
-        let (mut sinks, mut gathered, mut start) = (0.0, 0, 0);
+    /// The mass of the tokens thinned, moved to the front.
+    fn gather<'m>(&self, mass: &'m mut [f32]) -> &'m mut [f32] {
+        let (mut gathered, mut start) = (0, 0);
         for region in self.regions {
             let open = (self.sinks as isize - region.position).clamp(0, region.lanes as isize) as usize;
-            sinks += mass[start..start + open].iter().sum::<f32>();
             let count = (region.lanes - open).min(self.thinned - gathered);
             mass.copy_within(start + open..start + open + count, gathered);
             gathered += count;
             start += region.lanes.next_multiple_of(BLOCK);
         }
-        (sinks, &mut mass[..gathered])
+        &mut mass[..gathered]
     }
 
     /// Calls `each` with every block that has thinned tokens: its keys, [D][32], which lanes are such tokens, and their
@@ -303,7 +298,7 @@ mod tests {
             let (mut mass, mut scratch) = (vec![0.0; tokens], vec![0.0; tokens]);
             mass::group_mass(&Plain, &query_window, &rows, &mut scratch, &mut mass).unwrap();
             mass.truncate(sinks + thinned);
-            let total = compensate::weigh(&mut mass, sinks).unwrap();
+            compensate::weigh(&mut mass, sinks).unwrap();
             let (mut mean, mut covariance) = (vec![0.0; d], vec![0.0; d * d]);
             let mut scratch = vec![0.0; compensate::moments_scratch(d)];
             compensate::moments(&rows.first(sinks + thinned).unwrap(), &mass, &mut scratch, &mut mean, &mut covariance).unwrap();
@@ -322,7 +317,6 @@ mod tests {
                 };
                 let mut memory = vec![f32::NAN; len(tokens, group * window, d)];
                 let learnt = lesson.run(d, &mut memory).unwrap();
-                prop_assert!((learnt.mass - total).abs() < 1e-4, "{} {total}", learnt.mass);
                 for (ours, theirs) in learnt.mean.iter().zip(&mean) {
                     prop_assert!((ours - theirs).abs() < 1e-4, "{ours} {theirs}");
                 }

@@ -82,7 +82,7 @@ pub fn attend<B: Backend>(
 /// What to add to the scores of `count` rows from position `first` on for tokens at `positions`: 0 where a row sees a
 /// token, else -∞.
 fn seen(first: usize, count: usize, positions: &[usize], plan: &CachePlan) -> Vec<f32> {
-    let near = |row: usize, token: usize| plan.window.is_none_or(|window| token + window > row);
+    let near = |row: usize, token: usize| plan.window.is_none_or(|window| token.saturating_add(window) > row);
     let sees = |row: usize, token: usize| token <= row && (token < plan.sinks || near(row, token));
     (first..first + count)
         .flat_map(|row| positions.iter().map(move |&token| if sees(row, token) { 0.0 } else { f32::NEG_INFINITY }))

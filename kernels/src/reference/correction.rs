@@ -23,7 +23,7 @@ pub(super) fn weights<B: Backend>(
 ) -> Tensor<B, 1> {
     let ([newest, width], [tokens, dim]) = (queries.dims(), keys.dims());
     let group = width / dim;
-    let sees = |row: usize, token: usize| token <= row && (token < sinks || token + window > row);
+    let sees = |row: usize, token: usize| token <= row && (token < sinks || token.saturating_add(window) > row);
     let hidden: Vec<f32> = (tokens - newest..tokens)
         .flat_map(|row| std::iter::repeat_n(row, group))
         .flat_map(|row| (0..tokens).map(move |token| if sees(row, token) { 0.0 } else { f32::NEG_INFINITY }))

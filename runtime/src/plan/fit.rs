@@ -29,24 +29,19 @@ impl Planner<'_> {
     #[must_use]
     pub fn smallest_lambda(&self, workload: &Workload, budget: usize) -> Option<Lambda> {
         let at = |lambda| Some(Workload { policy: workload.policy.with_lambda(lambda).ok()?, ..*workload });
-        self.lambdas().find(|&lambda| at(lambda).is_some_and(|workload| self.fits(&workload, budget)))
+        Self::lambdas().find(|&lambda| at(lambda).is_some_and(|workload| self.fits(&workload, budget)))
     }
 
     /// The largest λ at which `policy` can be.
     #[must_use]
     pub fn largest_lambda(&self, policy: Policy) -> Option<Lambda> {
         let can_be = |lambda: &Lambda| policy.with_lambda(*lambda).is_ok_and(|policy| self.design(policy).is_ok());
-        self.lambdas().filter(can_be).last()
+        Self::lambdas().filter(can_be).last()
     }
 
-    /// Every λ that makes a difference, rising: the least of those that keep as many channels.
-    fn lambdas(&self) -> impl Iterator<Item = Lambda> {
-        let head_dim = self.config().head_dim;
-        let mut last = None;
-        (0..1000).filter_map(|per_mille| Lambda::from_per_mille(per_mille).ok()).filter(move |lambda| {
-            let kept = Some(lambda.kept(head_dim));
-            std::mem::replace(&mut last, kept) != kept
-        })
+    /// Every λ, rising.
+    fn lambdas() -> impl Iterator<Item = Lambda> {
+        (0..1000).filter_map(|per_mille| Lambda::from_per_mille(per_mille).ok())
     }
 }
 

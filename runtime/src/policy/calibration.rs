@@ -89,7 +89,7 @@ impl Calibration {
             windows: average.windows(),
             tokens,
             // Enough digits for what is compared, and a short file.
-            scores: average.profile().map(|score| round(score)).collect(),
+            scores: average.profile().map(round).collect(),
         }
     }
 

@@ -47,7 +47,7 @@ fn json_says_what_it_took() {
     assert_eq!(cache["tokens"], prompt + 100);
     assert_eq!(cache["used"], prompt + 99);
     assert_eq!((&cache["lambda"], &cache["recent"], &cache["window"]), (&0.5.into(), &32.into(), &32.into()));
-    assert_eq!(cache["kind"], "f16");
+    assert_eq!((&cache["keys"], &cache["values"]), (&"int4".into(), &"int4".into()));
     let bytes = |name: &str| report["cache_bytes"][name].as_i64().unwrap();
     // Layers, KV heads, channels, keys and values of two bytes.
     assert_eq!(bytes("whole"), 2 * 2 * 16 * 2 * 2 * (prompt as i64 + 100));
@@ -147,6 +147,8 @@ fn options_outside_their_range_are_usage_errors() {
         ("--context", "-3", "--context"),
         ("--device", "tpu", "choose ndarray or cuda"),
         ("--kv-type", "int9", "f16"),
+        ("--policy", "tokens=some", "at byte 7 of the policy"),
+        ("--policy", "think,fix=lowrank,heads=query", "heads=query does not go with fix"),
     ] {
         let run = tiny.generate(&["hi", &format!("{option}={value}")]);
         assert_eq!(run.code, 2, "{run:?}");

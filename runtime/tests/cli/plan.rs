@@ -99,7 +99,9 @@ fn the_table_shows_what_the_json_tells() {
             [&fits[name], &fits["lambda_0"][name]].map(|most| most.as_u64().map_or("none".into(), |n| n.to_string()));
         assert_eq!(rows(row)[0], told, "{text}");
     }
-    assert!(text.contains("\n3 × 500 tokens, the newest 32 whole, f32 keys and f32 values, 2 threads; "), "{text}");
+    let policy = report["policy"].as_str().unwrap();
+    assert!(policy.ends_with("keys=f32,values=f32"), "{policy}");
+    assert!(text.contains(&format!("\n3 × 500 tokens, the newest 32 whole, {policy}, 2 threads; ")), "{text}");
     assert_eq!(report["batch"], 3);
     assert!(!tiny.plan(&[]).ok().contains("longest context"), "without --memory nothing is searched");
 }
