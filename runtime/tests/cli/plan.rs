@@ -21,10 +21,11 @@ fn tiny() -> Tiny {
     Tiny { folder, model }
 }
 
+/// All with a policy whose bytes fall with every channel: corrections, the default, are more than the keys of a tiny context.
 impl Tiny {
     fn plan(&self, arguments: &[&str]) -> Run {
         let mut command = thinkey(self.folder.path());
-        run(command.arg("plan").arg(&self.model).args(["--threads", "2"]).args(arguments), "")
+        run(command.arg("plan").arg(&self.model).args(["--threads", "2", "--policy", "think"]).args(arguments), "")
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
@@ -34,7 +35,7 @@ impl Tiny {
     fn command(&self, command: &str, arguments: &[&str], input: &str) -> Run {
         let mut thinkey = thinkey(self.folder.path());
         let model = thinkey.arg(command).arg("--model").arg(&self.model);
-        run(model.args(["--threads", "2", "--max-tokens", "4"]).args(arguments), input)
+        run(model.args(["--threads", "2", "--max-tokens", "4", "--policy", "think"]).args(arguments), input)
     }
 
     /// Bytes planned for a context and a λ.
