@@ -334,9 +334,8 @@ impl Policy {
     /// The default: few channels, well chosen and corrected for, in four bits.
     pub const BALANCED: Self = Self { values: Store::Int4, ..Self::CALIBRATED };
 
-    /// The presets by name. Those from `quality` on are points on the frontier of quality against bytes as measured on
-    /// SmolLM2-135M (31%, 23.5% and 17.3% of a whole f16 cache at divergences of 0.003, 0.014 and 0.024 nats); to be
-    /// confirmed by measurement of this implementation.
+    /// The presets by name. Those from `quality` on are points on the frontier of quality against bytes, as measured on
+    /// SmolLM2-135M: 32%, 24.5% and 18% of a whole f16 cache of 8,000 tokens, at divergences of 0.005, 0.020 and 0.063 nats.
     pub const PRESETS: [(&'static str, Self); 6] = [
         ("full", Self::FULL),
         ("think", Self { choice: Choice::Top { lambda: per_mille(500) }, ..Self::FULL }),
