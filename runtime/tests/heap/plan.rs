@@ -110,7 +110,8 @@ pub fn the_heap_of_the_default_model_is_as_planned() {
         return;
     };
     let checkpoint = Checkpoint::open(&path).unwrap();
-    for policy in ["think", "think,fix=compensated,keys=int4,values=int4"] {
+    // What is held at other times weighs more beside a smaller cache.
+    for (policy, share) in [("think", 0.95), ("think,fix=compensated,keys=int4,values=int4", 0.92)] {
         let workload = Workload {
             context: 2048,
             prompt: Some(2000),
@@ -121,6 +122,6 @@ pub fn the_heap_of_the_default_model_is_as_planned() {
             threads: 2,
         };
         let what = format!("default model, {policy}");
-        check(&what, &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], 0.95);
+        check(&what, &checkpoint, &workload, &[Feed::Prompt(0, 2000), Feed::Steps(&[0], 48)], share);
     }
 }

@@ -11,7 +11,7 @@ use thinkey::{
     model::{Architecture, ModelConfig, transformer::WINDOW},
     weights::Checkpoint,
 };
-use thinkey_core::StorageKind;
+use thinkey_core::{CachePlan, StorageKind};
 
 /// Steps long enough that every sequence begins, fills and flushes blocks, and one drops some.
 const STEPS: u32 = 150;
@@ -34,6 +34,9 @@ pub fn a_decode_step_allocates_nothing() {
                 Engine::load(&checkpoint, EngineOptions { threads, ..EngineOptions::default() }, &mut |_, _| {})
                     .unwrap();
             let plan = engine.config().cache_plan(3, 480, 32, kind);
+            // With sinks and corrections too.
+            let sinks = if kind == StorageKind::F16 { 4 } else { 0 };
+            let plan = CachePlan { sinks, corrected: sinks > 0, ..plan };
             let mut session = engine.session(SessionOptions::new(plan, WINDOW), |_, _| 8).unwrap();
             for slot in 0..3 {
                 let prompt: Vec<u32> = (0..10 + 100 * slot as u32).collect();
