@@ -146,11 +146,11 @@ pub trait Cache {
 pub struct HeldHead {
     /// Channels of a row, D.
     pub head_dim: usize,
-    /// Whole keys, [tokens][D].
+    /// Whole keys, `[tokens][D]`.
     pub keys: Vec<f32>,
-    /// Values, [tokens][D].
+    /// Values, `[tokens][D]`.
     pub values: Vec<f32>,
-    /// Queries of the prompt's newest tokens, unscaled, [G][window][D].
+    /// Queries of the prompt's newest tokens, unscaled, `[G][window][D]`.
     pub queries: Vec<f32>,
     /// Tokens whose queries these are: W, or all of a shorter prompt.
     pub window: usize,

@@ -3,7 +3,7 @@
 //! [`store`] finds and fetches models, [`weights`] reads them, [`policy`] says what their
 //! cache does and [`plan`] the memory they take, [`model`] computes
 //! them over a thin cache behind one [`engine`]; [`text`] turns text into tokens and back, and [`generate`] makes a reply of it all.
-//! [`bench`] measures speed, [`eval`] the quality of cache policies.
+//! [`mod@bench`] measures speed, [`eval`] the quality of cache policies.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 

@@ -4,7 +4,7 @@ use super::{attention::Fused, cache::ThinCache};
 use crate::ops::Cache;
 use thinkey_core::{Error, KeyOrder, Rows};
 
-/// Admits one new token of `slot` to a layer, see [`HeadStep::admit`](super::cache::HeadStep::admit); its queries count
+/// Admits one new token of `slot` to a layer, see [`HeadStep`](super::cache::HeadStep); its queries count
 /// for the score. Those of a prompt come by [`Prompt::admit`](super::prompt::Prompt::admit).
 ///
 /// # Errors

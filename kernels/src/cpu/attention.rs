@@ -106,7 +106,7 @@ impl<'a> Fused<'a> {
 /// Fewest blocks that are worth a task of their own.
 const TASK_BLOCKS: usize = 8;
 
-/// One step's attention over the thin cache, the step's own tokens included ([admitted](super::cache::HeadStep::admit) before):
+/// One step's attention over the thin cache, the step's own tokens included ([admitted](super::cache::HeadStep) before):
 /// row r of `fused` belongs to sequence `slots[r]`; `out` is [rows, heads · D].
 ///
 /// The work is split over KV heads and tokens, so that all threads are busy at any depth.

@@ -156,7 +156,7 @@ impl ThinCache {
     }
 
     /// The cache of a head: as it is before the step under way, or as that layer has it once the tokens are
-    /// [admitted](HeadStep::admit).
+    /// [admitted](HeadStep).
     ///
     /// # Errors
     /// None for a layer that has been through every step.
