@@ -364,7 +364,8 @@ struct TileBlock<'a> {
     lanes: Range<usize>,
 }
 
-/// Attends to the thin blocks `blocks` of `head`; of the tokens that are no sinks, those older than the newest `window` are not seen.
+/// Attends to the thin blocks `blocks` of `head`; of the tokens that are no sinks, those older than the newest `window` are
+/// not seen.
 ///
 /// # Errors
 /// [`Error::Index`] for blocks that are not there; [`Error::Length`] where parts do not fit.

@@ -517,8 +517,12 @@ impl<'a> HeadMut<'a> {
         let first = held.next_multiple_of(every) - held;
         match rows.order {
             _ if new <= first => {}
+            KeyOrder::Rows => {
+                let (keys, count) = (&rows.keys[first * rows.stride..], (new - first).div_ceil(every));
+                score::add_rows(keys, count, rows.stride.saturating_mul(every), sums, what)?;
+            }
             KeyOrder::Blocks if every == 1 => score::add_blocks(rows.keys, new, what, sums)?,
-            _ => {
+            KeyOrder::Blocks => {
                 let steps = Steps::keys(&rows, head_dim);
                 for token in (first..new).step_by(every) {
                     for (channel, sum) in sums.iter_mut().enumerate() {
@@ -549,7 +553,8 @@ impl<'a> HeadMut<'a> {
 
     /// Stores how queries are to be corrected for the channels that `mask`, which is to be given to
     /// [`admit`](Self::admit), does not keep: as [`Correction::solve`] does from `moments`, the mean and the covariance of the
-    /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Nothing where the layout has no correction.
+    /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Nothing where the layout has no
+    /// correction.
     ///
     /// # Errors
     /// As [`Correction::solve`]; [`Error::Kept`] for a mask of another shape.

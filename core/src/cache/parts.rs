@@ -153,6 +153,32 @@ impl<E: Element> Whole<'_, E> {
     }
 }
 
+/// Stores the whole keys of the new `tokens`, channel-major with `stride` lanes a channel, from lane `first` on.
+fn put_keys<E: Element>(
+    rows: &Rows<'_>,
+    tokens: Range<usize>,
+    stored: &mut [E],
+    head_dim: usize,
+    stride: usize,
+    first: usize,
+) {
+    let steps = Steps::keys(rows, head_dim);
+    for (channel, lanes) in stored.chunks_exact_mut(stride).take(head_dim).enumerate() {
+        for (token, lane) in tokens.clone().zip(&mut lanes[first..]) {
+            *lane = E::store(rows.keys[steps.at(token, channel)]);
+        }
+    }
+}
+
+/// Stores the whole values of the new `tokens`, one after the other.
+fn put_values<E: Element>(rows: &Rows<'_>, tokens: Range<usize>, stored: &mut [E], head_dim: usize) {
+    for (token, to) in tokens.zip(stored.chunks_exact_mut(head_dim)) {
+        for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
+            *to = E::store(x);
+        }
+    }
+}
+
 impl Parts<'_> {
     /// Thins the keys that leave the ring; `E` is what the ring stores.
     pub(super) fn thin_keys<E: Element>(
@@ -240,17 +266,12 @@ impl Parts<'_> {
             return Ok(());
         }
         let (sinks, first) = (layout.sinks as usize, admission.before.sinks as usize);
-        let steps = Steps::keys(&rows, layout.head_dim as usize);
         let stored = elements_mut::<E>(self.sink_keys)?;
         if first == 0 {
             // What is read as lanes of the last channels, and what another sequence has left.
             stored.fill(E::store(0.0));
         }
-        for (channel, lanes) in stored.chunks_exact_mut(sinks).take(layout.head_dim as usize).enumerate() {
-            for (token, lane) in (0..admission.sunk).zip(&mut lanes[first..]) {
-                *lane = E::store(rows.keys[steps.at(token, channel)]);
-            }
-        }
+        put_keys(&rows, 0..admission.sunk, stored, layout.head_dim as usize, sinks, first);
         Ok(())
     }
 
@@ -263,12 +284,7 @@ impl Parts<'_> {
     ) -> Result<(), Error> {
         let head_dim = layout.head_dim as usize;
         let stored = elements_mut::<E>(self.sink_values)?;
-        let stored = &mut stored[admission.before.sinks as usize * head_dim..];
-        for (token, to) in (0..admission.sunk).zip(stored.chunks_exact_mut(head_dim)) {
-            for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
-                *to = E::store(x);
-            }
-        }
+        put_values(&rows, 0..admission.sunk, &mut stored[admission.before.sinks as usize * head_dim..], head_dim);
         Ok(())
     }
 
@@ -280,14 +296,12 @@ impl Parts<'_> {
     ) -> Result<(), Error> {
         let (held, gone) = (admission.before.recent as usize, admission.thinned);
         let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
-        let steps = Steps::keys(&rows, layout.head_dim as usize);
+        let (head_dim, stride) = (layout.head_dim as usize, layout.ring_stride());
         let ring = elements_mut::<E>(self.ring_keys)?;
-        for (channel, lanes) in ring.chunks_exact_mut(layout.ring_stride()).take(layout.head_dim as usize).enumerate() {
+        for lanes in ring.chunks_exact_mut(stride).take(head_dim) {
             lanes.copy_within(held - stay..held, 0);
-            for (token, lane) in (admission.sunk + skip..admission.new).zip(&mut lanes[stay..]) {
-                *lane = E::store(rows.keys[steps.at(token, channel)]);
-            }
         }
+        put_keys(&rows, admission.sunk + skip..admission.new, ring, head_dim, stride, stay);
         Ok(())
     }
 
@@ -302,13 +316,7 @@ impl Parts<'_> {
         let (stay, skip) = (held.saturating_sub(gone), gone.saturating_sub(held));
         let ring = elements_mut::<E>(self.ring_values)?;
         ring.copy_within((held - stay) * head_dim..held * head_dim, 0);
-        for (token, to) in
-            (admission.sunk + skip..admission.new).zip(ring[stay * head_dim..].chunks_exact_mut(head_dim))
-        {
-            for (to, &x) in to.iter_mut().zip(&rows.values[token * rows.stride..]) {
-                *to = E::store(x);
-            }
-        }
+        put_values(&rows, admission.sunk + skip..admission.new, &mut ring[stay * head_dim..], head_dim);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ pub fn add_energy(data: &[f32], rows: usize, stride: usize, energy: &mut [f32]) 
 }
 
 /// [`add_energy`] of `what` instead of the square.
-pub(super) fn add_rows(
+pub(crate) fn add_rows(
     data: &[f32],
     rows: usize,
     stride: usize,

@@ -303,7 +303,7 @@ impl Tile<'_> {
             // Lanes that some row sees.
             let end = (newest + 1 - region.position).clamp(0, region.lanes as isize) as usize;
             let start = (oldest - region.position).clamp(0, end as isize) as usize / BLOCK * BLOCK;
-            let start = if self.open(region) > 0 { 0 } else { start };
+            let start = if region.open(self.sinks) > 0 { 0 } else { start };
             for first in (start..end).step_by(TILE_KEYS) {
                 let keys = first..end.min(first + TILE_KEYS);
                 let queries = if region.thin { &*thin } else { &*whole };
@@ -328,13 +328,6 @@ impl Tile<'_> {
             mix.iter_mut().for_each(|x| *x *= scale);
         }
         Ok(&mix[..count * padded])
-    }
-
-    /// Lanes of a region, from the first on, that all rows see.
-    fn open(&self, region: &Region<'_>) -> usize {
-        // Hidden lanes of the thin prefix lie where sinks would.
-        let open = if region.thin { 0 } else { self.sinks as isize - region.position };
-        open.clamp(0, region.lanes as isize) as usize
     }
 
     /// Position of the oldest token that row `row` sees.
@@ -372,7 +365,7 @@ impl Tile<'_> {
             let first = lane(self.first_seen(row).max(region.position + region.hidden as isize));
             let end = lane((self.position + row + 1) as isize).max(first);
             // Of a prompt that is still to become sinks, no row sees what comes after it.
-            let open = self.open(region).clamp(keys.start, keys.end) - keys.start;
+            let open = region.open(self.sinks).clamp(keys.start, keys.end) - keys.start;
             let open = open.min(end).min(first);
             scores[end..].fill(0.0);
             let seen = if open > 0 {

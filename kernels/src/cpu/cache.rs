@@ -237,9 +237,9 @@ impl HeadStep<'_> {
         &self.step
     }
 
-    /// Whether channels are scored by `score`.
-    pub(super) fn score_is(&self, score: Score) -> bool {
-        self.score == score
+    /// What channels are scored by.
+    pub(super) fn score(&self) -> Score {
+        self.score
     }
 
     /// Whether the step chooses channels.

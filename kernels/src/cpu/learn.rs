@@ -28,8 +28,6 @@ pub(super) struct Lesson<'a, Q> {
     pub(super) level: Level,
     /// The newest queries of each of the group's heads, [W][D], unscaled.
     pub(super) queries: Q,
-    /// Query heads, G.
-    pub(super) group: usize,
     /// Whole tokens, oldest first: sinks, ring, and the prompt's own.
     pub(super) regions: [&'a Region<'a>; 3],
     /// First tokens that are seen whatever the window, and are not thinned.
@@ -121,7 +119,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     /// The attention that each lane gets, mean over all queries; `queries` are scaled.
     fn mass(&self, queries: &[f32], head_dim: usize, scores: &mut [f32], mass: &mut [f32]) {
         let (count, lanes, loops) = (queries.len() / head_dim, mass.len(), SimdLoops(self.level));
-        let window = count / self.group;
+        let window = count / self.queries.clone().count();
         let own = self.regions[2];
         let newest = own.position + own.lanes as isize - window as isize;
         mass.fill(0.0);
@@ -145,7 +143,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
                     let lane = |position: isize| {
                         position.saturating_sub(region.position).clamp(0, region.lanes as isize) as usize
                     };
-                    let (open, end) = (lane(self.sinks as isize), lane(position + 1));
+                    let (open, end) = (region.open(self.sinks), lane(position + 1));
                     let first = lane(position.saturating_add(1).saturating_sub_unsigned(self.window)).max(open);
                     let scores = &mut scores[start..start + region.lanes.next_multiple_of(BLOCK)];
                     scores[open.min(end)..first.min(end)].fill(f32::NEG_INFINITY);
@@ -165,7 +163,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     fn gather<'m>(&self, mass: &'m mut [f32]) -> &'m mut [f32] {
         let (mut gathered, mut start) = (0, 0);
         for region in self.regions {
-            let open = (self.sinks as isize - region.position).clamp(0, region.lanes as isize) as usize;
+            let open = region.open(self.sinks);
             let count = (region.lanes - open).min(self.thinned - gathered);
             mass.copy_within(start + open..start + open + count, gathered);
             gathered += count;
@@ -179,8 +177,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     fn blocks(&self, weights: &[f32], head_dim: usize, mut each: impl FnMut(&[f32], usize, &[f32])) {
         let mut rest = weights;
         for region in self.regions {
-            let open = (self.sinks as isize - region.position).clamp(0, region.lanes as isize) as usize;
-            let mut lane = open;
+            let mut lane = region.open(self.sinks);
             while lane < region.lanes && !rest.is_empty() {
                 let (block, first) = (lane / BLOCK, lane % BLOCK);
                 let count = (BLOCK - first).min(region.lanes - lane).min(rest.len());
@@ -312,7 +309,7 @@ mod tests {
             let regions = [region(0), region(1), region(2)];
             for level in Level::available() {
                 let lesson = Lesson {
-                    level, queries: queries.chunks(window * d), group, regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
+                    level, queries: queries.chunks(window * d), regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
                     choose: None,
                 };
                 let mut memory = vec![f32::NAN; len(tokens, group * window, d)];

@@ -51,6 +51,15 @@ pub(super) struct Region<'a> {
     pub(super) thin: bool,
 }
 
+impl Region<'_> {
+    /// Lanes, from the first on, that are among the sequence's first `sinks` tokens.
+    pub(super) fn open(&self, sinks: usize) -> usize {
+        // Hidden lanes of the thin prefix lie where sinks would.
+        let open = if self.thin { 0 } else { sinks as isize - self.position };
+        open.clamp(0, self.lanes as isize) as usize
+    }
+}
+
 /// Channels of a packed value, in whole pairs of vectors.
 pub(super) const fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(2 * LANES)
@@ -231,12 +240,11 @@ impl Prompt {
             let lesson = Lesson {
                 level,
                 queries: queries(),
-                group,
                 regions: [&first, &ring, &own],
                 sinks,
                 thinned: step.step().thinned,
                 window: window.unwrap_or(usize::MAX),
-                choose: step.score_is(Score::Residual).then_some(kept[head]),
+                choose: (step.score() == Score::Residual).then_some(kept[head]),
             };
             let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
             step.admit(group, kv, Some(lesson.run(head_dim, &mut memory)?))

@@ -15,7 +15,10 @@ use std::io::Write;
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
     engine::{self, Device, Engine},
-    model::{Profile, transformer::WINDOW},
+    model::{
+        Profile,
+        transformer::{RECENT, WINDOW},
+    },
     policy::{CacheDesign, Calibration},
     store::{self, DEFAULT},
     weights::Checkpoint,
@@ -57,7 +60,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = lambda)]
     lambda: Vec<Lambda>,
     /// Newest tokens kept whole
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = RECENT)]
     recent: usize,
     /// How keys and values are stored in place of the policy's: everything is measured with each
     #[arg(long, value_delimiter = ',', value_parser = kv_type())]

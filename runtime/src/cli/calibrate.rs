@@ -37,13 +37,12 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let (checkpoint, tokenizer) = arguments.model.open()?;
     let text = tokenizer.encode_plain(&read_text(&arguments.text)?, false)?;
-    let before = tokenizer.encode_plain("", true)?;
     let (count, length) = (arguments.windows.get(), arguments.tokens.get());
     let context = checkpoint.config().context;
     if length > context {
         return Err(CliError::LargeContext { planned: length, context });
     }
-    let windows = spread((&before, &text), length, count, length)?;
+    let windows = spread((tokenizer.prefix(), &text), length, count, length)?;
     let mut engine = arguments.model.load(&checkpoint)?;
     let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
     let bar = progress::counted("windows", count).with_message("measuring");

@@ -21,7 +21,7 @@ pub struct Arguments {
     #[arg(long, default_value = "0.5", value_parser = lambda)]
     lambda: Lambda,
     /// Newest tokens kept whole
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = thinkey::model::transformer::RECENT)]
     recent: usize,
     /// Tokens to plan for [default: the model's context]
     #[arg(long)]

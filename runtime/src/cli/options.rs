@@ -8,7 +8,7 @@ use clap::{
 use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
 use thinkey::{
     engine::{Activations, Device, Engine, EngineOptions, Session},
-    model::transformer::WINDOW,
+    model::transformer::{RECENT, WINDOW},
     plan::Workload,
     policy::{self, CacheDesign},
     sample::{Sampler, Sampling},
@@ -75,7 +75,7 @@ pub struct CacheOptions {
     #[arg(long, value_name = "LAMBDA")]
     lambda: Option<LambdaChoice>,
     /// Newest tokens kept whole
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = RECENT)]
     recent: usize,
     /// Newest queries of a prompt that score its channels
     #[arg(long, default_value_t = NonZeroUsize::new(WINDOW).expect("some queries score"))]

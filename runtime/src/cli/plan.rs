@@ -15,7 +15,7 @@ use std::{
 };
 use thinkey::{
     engine::Device,
-    model::transformer::WINDOW,
+    model::transformer::{RECENT, WINDOW},
     plan::{MemoryPlan, Planner, Workload},
     policy::Calibration,
     store::{DEFAULT, Store},
@@ -47,7 +47,7 @@ pub struct Arguments {
     #[arg(long, value_parser = lambda)]
     lambda: Option<Lambda>,
     /// Newest tokens kept whole
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = RECENT)]
     recent: usize,
     /// Threads on the processor [default: all cores]
     #[arg(long)]

@@ -292,6 +292,30 @@ impl Engine {
         any!(Backend, &mut self.0, |model| model.examine(tokens, window, on_head))
     }
 
+    /// As [`examine`](Self::examine) for an `on_head` that may fail, which ends the reading.
+    ///
+    /// # Errors
+    /// As there, and what `on_head` returned.
+    pub fn try_examine<E: From<ModelError>>(
+        &mut self,
+        tokens: &[u32],
+        window: usize,
+        mut on_head: impl FnMut(usize, usize, &HeldHead) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut failed = None;
+        let read = self.examine(tokens, window, &mut |layer, head, held| match on_head(layer, head, held) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(read?),
+        }
+    }
+
     /// Feeds one token to each sequence: `tokens[r]` to that of `slots[r]`. Returns their logits, row after row. Each
     /// weight is read once for all of them.
     ///

@@ -14,7 +14,6 @@
 use super::{EvalError, spread, stats::Estimate};
 use crate::engine::{Engine, HeldHead};
 use serde::Serialize;
-use std::ops::ControlFlow;
 use thinkey_core::{
     ChannelMask, Error, Lambda,
     channel::{lowrank::eigen, overlap::overlap, score, select::select},
@@ -114,23 +113,12 @@ pub fn measure(
     let mut samples: Vec<Vec<Sample>> = (0..count).map(|_| Vec::with_capacity(windows)).collect();
     let (mut done, kept) = (0, lambda.kept(head_dim));
     for prompt in &prompts {
-        let mut failed = None;
-        let read = engine.examine(prompt, window, &mut |layer, head, held| match sample(held, kept) {
-            Ok(sample) => {
-                samples[layer * kv_heads + head].push(sample);
-                done += 1;
-                progress(done, count * windows);
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        });
-        match failed {
-            Some(error) => return Err(error.into()),
-            None => read?,
-        }
+        engine.try_examine(prompt, window, |layer, head, held| {
+            samples[layer * kv_heads + head].push(sample(held, kept)?);
+            done += 1;
+            progress(done, count * windows);
+            Ok::<_, EvalError>(())
+        })?;
     }
     let heads = samples.iter().enumerate().map(|(at, samples)| summary(at / kv_heads, at % kv_heads, samples));
     Ok(EnergyReport {

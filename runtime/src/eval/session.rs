@@ -3,14 +3,14 @@
 use super::EvalError;
 use crate::{
     engine::{Engine, Session},
-    model::{ModelConfig, transformer::WINDOW},
+    model::{
+        ModelConfig,
+        transformer::{RECENT, WINDOW},
+    },
     policy::{CacheDesign, Calibration},
 };
 use serde::Serialize;
 use thinkey_core::Policy;
-
-/// Newest tokens kept whole, R.
-const RECENT: usize = 32;
 
 /// An empty sequence of at most `tokens` tokens whose cache does as `policy` says.
 ///

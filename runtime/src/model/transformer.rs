@@ -23,6 +23,9 @@ use thinkey_kernels::{
 /// Newest queries of a prompt that score its channels, W.
 pub const WINDOW: usize = 32;
 
+/// Newest tokens kept whole where nothing else is asked for, R.
+pub const RECENT: usize = 32;
+
 /// Rows of a prompt that go through a layer at once, in whole blocks. Weights are unpacked once a run, which is why it is
 /// not smaller.
 pub(crate) const RUN: usize = 512;

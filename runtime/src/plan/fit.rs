@@ -29,19 +29,23 @@ impl Planner<'_> {
     #[must_use]
     pub fn smallest_lambda(&self, workload: &Workload, budget: usize) -> Option<Lambda> {
         let at = |lambda| Some(Workload { policy: workload.policy.with_lambda(lambda).ok()?, ..*workload });
-        Self::lambdas().find(|&lambda| at(lambda).is_some_and(|workload| self.fits(&workload, budget)))
+        self.lambdas().find(|&lambda| at(lambda).is_some_and(|workload| self.fits(&workload, budget)))
     }
 
     /// The largest λ at which `policy` can be.
     #[must_use]
     pub fn largest_lambda(&self, policy: Policy) -> Option<Lambda> {
         let can_be = |lambda: &Lambda| policy.with_lambda(*lambda).is_ok_and(|policy| self.design(policy).is_ok());
-        Self::lambdas().filter(can_be).last()
+        self.lambdas().filter(can_be).last()
     }
 
-    /// Every λ, rising.
-    fn lambdas() -> impl Iterator<Item = Lambda> {
-        (0..1000).filter_map(|per_mille| Lambda::from_per_mille(per_mille).ok())
+    /// Every λ that makes a difference, rising: 0, and of the others the least of those that keep as many channels.
+    fn lambdas(&self) -> impl Iterator<Item = Lambda> {
+        let (head_dim, mut last) = (self.config().head_dim, None);
+        (0..1000).filter_map(|per_mille| Lambda::from_per_mille(per_mille).ok()).filter(move |&lambda| {
+            let this = Some((lambda == Lambda::WHOLE, lambda.kept(head_dim)));
+            std::mem::replace(&mut last, this) != this
+        })
     }
 }
 

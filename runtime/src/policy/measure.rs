@@ -3,7 +3,10 @@
 use super::Calibration;
 use crate::{
     engine::Engine,
-    model::{ModelError, transformer::WINDOW},
+    model::{
+        ModelError,
+        transformer::{RECENT, WINDOW},
+    },
 };
 use std::ops::ControlFlow;
 use thinkey_core::{
@@ -20,11 +23,8 @@ use thinkey_kernels::{
     ops::HeldHead,
 };
 
-/// Newest tokens of a window that are never thinned, and whose keys do not count.
-const RECENT: usize = 32;
-
 impl Calibration {
-    /// Fewest tokens of a window.
+    /// Fewest tokens of a window: the newest are never thinned, and their keys do not count.
     pub const LEAST: usize = SINKS + RECENT + 1;
 
     /// Measures the model of `engine` over `windows`, texts of [`LEAST`](Self::LEAST) tokens and more; `progress` is told
@@ -49,18 +49,8 @@ impl Calibration {
             if progress(done).is_break() {
                 return Err(ModelError::Interrupted);
             }
-            let (mut scores, mut failed) = (Vec::with_capacity(average.heads() * config.head_dim), None);
-            let read = engine.examine(window, WINDOW, &mut |_, _, held| match budget(held, &mut scores) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
-            });
-            match failed {
-                Some(error) => return Err(error.into()),
-                None => read?,
-            }
+            let mut scores = Vec::with_capacity(average.heads() * config.head_dim);
+            engine.try_examine(window, WINDOW, |_, _, held| Ok::<_, ModelError>(budget(held, &mut scores)?))?;
             average.add(&scores)?;
         }
         Ok(Self::new(&config, &average, shortest))

@@ -182,15 +182,15 @@ pub fn default(calibrated: bool, device: Device) -> Policy {
 
 /// Whether sessions have all parts of `policy`.
 fn supported(policy: &Policy) -> Result<(), DesignError> {
-    const OFFLINE: &str = "it is measured offline only";
+    const FUNCTIONS: &str = "core has it as functions, and no cache does it yet";
     let part = |part, why| Err(DesignError::Part { part, why });
     match policy.tokens {
-        Tokens::Snapkv { .. } => return part("tokens=snapkv", OFFLINE),
-        Tokens::H2o { .. } => return part("tokens=h2o", OFFLINE),
+        Tokens::Snapkv { .. } => return part("tokens=snapkv", FUNCTIONS),
+        Tokens::H2o { .. } => return part("tokens=h2o", FUNCTIONS),
         Tokens::All | Tokens::Window { .. } => {}
     }
     if matches!(policy.score, Score::Sketch { .. }) {
-        return part("score=sketch", OFFLINE);
+        return part("score=sketch", FUNCTIONS);
     }
     match policy.choice {
         Choice::Threshold { .. } => return part("choice=threshold", "give calibrated(λ,8), which is of a fixed size"),
@@ -199,16 +199,16 @@ fn supported(policy: &Policy) -> Result<(), DesignError> {
         Choice::Whole | Choice::Top { .. } | Choice::Calibrated { .. } => {}
     }
     if policy.fix == Fix::Lowrank {
-        return part("fix=lowrank", OFFLINE);
+        return part("fix=lowrank", FUNCTIONS);
     }
     if policy.thin_values != ThinValues::Whole {
-        return part("thin-values", OFFLINE);
+        return part("thin-values", FUNCTIONS);
     }
     if policy.heads != Heads::Kv {
         return part("heads=query", "it takes up to as many times the memory as query heads share keys");
     }
     if policy.life != Life::Prompt {
-        return part("life", OFFLINE);
+        return part("life", FUNCTIONS);
     }
     Ok(())
 }
