@@ -7,7 +7,7 @@
 //! the tokens can be computed apart and [merged](Partial::merge).
 
 use crate::{
-    BLOCK, Error, HeadRef, MAX_GROUP,
+    BLOCK, ChannelMask, Error, HeadRef, MAX_GROUP, MAX_HEAD_DIM,
     error::check_len,
     quant::GROUP,
     storage::{Element, Form, StorageKind, elements, with_element},
@@ -306,6 +306,32 @@ impl<'a> Partial<'a> {
         Ok(Self { max, sum, mixed })
     }
 
+    /// The first `kept` of as many channels as there are, for values that lack the others. Nothing has been seen yet.
+    ///
+    /// # Errors
+    /// [`Error::Inconsistent`] where something has.
+    fn narrow(&mut self, kept: usize) -> Result<Partial<'_>, Error> {
+        if self.max.iter().any(|&max| max != f32::NEG_INFINITY) {
+            return Err(Error::Inconsistent { what: "partial attention" });
+        }
+        let len = self.max.len() * kept;
+        Ok(Partial { max: self.max, sum: self.sum, mixed: &mut self.mixed[..len] })
+    }
+
+    /// Moves what a [narrow](Self::narrow) result has gathered to the channels of `mask`; the others are 0.
+    fn widen(&mut self, mask: &ChannelMask) {
+        let (head_dim, kept) = (mask.head_dim(), mask.kept());
+        let mut narrow = [0.0f32; MAX_HEAD_DIM];
+        for head in (0..self.max.len()).rev() {
+            narrow[..kept].copy_from_slice(&self.mixed[head * kept..][..kept]);
+            let wide = &mut self.mixed[head * head_dim..][..head_dim];
+            wide.fill(0.0);
+            for (channel, &x) in mask.channels().zip(&narrow) {
+                wide[channel] = x;
+            }
+        }
+    }
+
     /// Raises the logits that were seen so far: those of query head h by `by[h] * times`.
     fn raise(&mut self, by: &[f32], times: f32) {
         for (max, &by) in self.max.iter_mut().zip(by) {
@@ -365,10 +391,11 @@ struct TileBlock<'a> {
 }
 
 /// Attends to the thin blocks `blocks` of `head`; of the tokens that are no sinks, those older than the newest `window` are
-/// not seen.
+/// not seen. Where the prefix lacks value channels, these get nothing from it.
 ///
 /// # Errors
-/// [`Error::Index`] for blocks that are not there; [`Error::Length`] where parts do not fit.
+/// [`Error::Index`] for blocks that are not there; [`Error::Length`] where parts do not fit; [`Error::Inconsistent`] where
+/// the prefix lacks value channels and `partial` has seen tokens before.
 pub fn attend_prefix<L: Loops>(
     loops: &L,
     head: &HeadRef<'_>,
@@ -377,10 +404,30 @@ pub fn attend_prefix<L: Loops>(
     window: usize,
     partial: &mut Partial<'_>,
 ) -> Result<(), Error> {
-    let (layout, span) = (head.layout(), head.span());
+    let span = head.span();
     if blocks.end > span.blocks as usize {
         return Err(Error::Index { what: "block", index: blocks.end, limit: span.blocks as usize + 1 });
     }
+    match head.value_mask() {
+        Some(mask) if head.layout().thins_values() && !blocks.is_empty() => {
+            attend_blocks(loops, head, queries, blocks, window, &mut partial.narrow(mask.kept())?)?;
+            partial.widen(mask);
+            Ok(())
+        }
+        _ => attend_blocks(loops, head, queries, blocks, window, partial),
+    }
+}
+
+/// [`attend_prefix`], mixing the channels that values have.
+fn attend_blocks<L: Loops>(
+    loops: &L,
+    head: &HeadRef<'_>,
+    queries: &mut Queries<'_>,
+    blocks: Range<usize>,
+    window: usize,
+    partial: &mut Partial<'_>,
+) -> Result<(), Error> {
+    let (layout, span) = (head.layout(), head.span());
     // Lanes before the first visible one, counted from the first block.
     let unseen = span.hidden as usize + span.run().saturating_sub(window).min(span.prefix());
     let first = blocks.start.max(unseen / BLOCK);
@@ -404,7 +451,7 @@ pub fn attend_prefix<L: Loops>(
                 values: ValueRows {
                     kind: layout.values,
                     bytes: head.value_block(block),
-                    head_dim: layout.head_dim as usize,
+                    head_dim: layout.kept_values as usize,
                     ahead: ahead[1],
                 },
                 lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,

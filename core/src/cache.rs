@@ -2,16 +2,18 @@
 
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM, Span,
-    channel::{compensate::Correction, norm, random, score, select},
+    channel::{compensate::Correction, lowrank::Projection, norm, random, score, select},
     error::check_len,
     log::debug,
-    policy::Score,
+    policy::{Fix, Score},
     quant::GROUP,
     storage::{Element, Form, elements, elements_mut, with_element},
 };
 use parts::{Parts, Steps};
+use serde::{Deserialize, Serialize};
 
 mod parts;
+mod sketch;
 
 /// How new keys lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,34 @@ impl Rows<'_> {
     }
 }
 
+/// The channels that the prefix of a head holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Masks {
+    /// Of keys. Where these are [projected](crate::channel::lowrank), only its length says something.
+    pub keys: ChannelMask,
+    /// Of values.
+    pub values: ChannelMask,
+}
+
+impl Masks {
+    /// Some channels of keys and all of values.
+    #[must_use]
+    pub fn of_keys(keys: ChannelMask) -> Self {
+        Self { keys, values: keys.all() }
+    }
+
+    fn check(&self, layout: &HeadLayout) -> Result<(), Error> {
+        for (mask, kept) in [(&self.keys, layout.kept), (&self.values, layout.kept_values)] {
+            check_len("mask", layout.head_dim as usize, mask.head_dim())?;
+            if mask.kept() != kept as usize {
+                return Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One KV head of one sequence, for reading.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadRef<'a> {
@@ -75,7 +105,7 @@ pub struct HeadRef<'a> {
     slot: usize,
     pages: &'a [u32],
     span: Span,
-    mask: Option<&'a ChannelMask>,
+    masks: Option<&'a Masks>,
 }
 
 #[cfg(feature = "defmt")]
@@ -83,11 +113,11 @@ impl defmt::Format for HeadRef<'_> {
     fn format(&self, f: defmt::Formatter<'_>) {
         defmt::write!(
             f,
-            "HeadRef {{ layout: {}, slot: {=usize}, span: {}, mask: {} }}",
+            "HeadRef {{ layout: {}, slot: {=usize}, span: {}, masks: {} }}",
             self.layout,
             self.slot,
             self.span,
-            self.mask
+            self.masks
         );
     }
 }
@@ -121,22 +151,22 @@ impl<'a> HeadRef<'a> {
     /// A view of the head whose bytes are `bytes`, for the sequence in `slot` with the page table `pages`.
     ///
     /// # Errors
-    /// Where the parts do not fit each other, or the span has a prefix but `mask` is missing or of another shape.
+    /// Where the parts do not fit each other, or the span has a prefix but `masks` are missing or of another shape.
     pub fn new(
         layout: HeadLayout,
         bytes: &'a [u8],
         slot: usize,
         pages: &'a [u32],
         span: Span,
-        mask: Option<&'a ChannelMask>,
+        masks: Option<&'a Masks>,
     ) -> Result<Self, Error> {
         check(&layout, bytes.len(), slot, pages, span)?;
-        match mask {
-            Some(mask) => check_mask(&layout, mask)?,
+        match masks {
+            Some(masks) => masks.check(&layout)?,
             None if span.blocks > 0 => return Err(Error::NoMask),
             None => {}
         }
-        Ok(Self { layout, bytes, slot, pages, span, mask })
+        Ok(Self { layout, bytes, slot, pages, span, masks })
     }
 
     /// The layout.
@@ -151,10 +181,16 @@ impl<'a> HeadRef<'a> {
         self.span
     }
 
-    /// The channels that the prefix holds; `None` while there is no prefix and none are chosen.
+    /// The key channels that the prefix holds; `None` while there is no prefix and none are chosen.
     #[must_use]
-    pub const fn mask(&self) -> Option<&'a ChannelMask> {
-        self.mask
+    pub fn mask(&self) -> Option<&'a ChannelMask> {
+        self.masks.map(|masks| &masks.keys)
+    }
+
+    /// The value channels that the prefix holds, as [`mask`](Self::mask).
+    #[must_use]
+    pub fn value_mask(&self) -> Option<&'a ChannelMask> {
+        self.masks.map(|masks| &masks.values)
     }
 
     /// The bytes of thin key block `block`, `[T][32]`.
@@ -166,7 +202,7 @@ impl<'a> HeadRef<'a> {
         &self.bytes[self.layout.key_block(self.pages[block] as usize)]
     }
 
-    /// The bytes of value block `block`, `[32][D]`.
+    /// The bytes of value block `block`, `[32][T′]`.
     ///
     /// # Panics
     /// As [`key_block`](Self::key_block).
@@ -199,7 +235,7 @@ impl<'a> HeadRef<'a> {
         &self.bytes[self.layout.sink_values(self.slot)]
     }
 
-    /// How queries are corrected, `[D−T][T+1]` in numbers of
+    /// How queries are corrected, `[D−T][T+1]`, or projected, `[D][T+1]`, in numbers of
     /// [`correction_kind`](HeadLayout::correction_kind) and more: 32 numbers can be read from any of them on. `None` where
     /// the layout has no correction, or keeps every channel.
     #[must_use]
@@ -235,10 +271,11 @@ impl<'a> HeadRef<'a> {
         Ok(())
     }
 
-    /// Writes the numbers of value block `block` as f32: token t to `out[t * stride ..][..D]`.
+    /// Writes the numbers of value block `block` as f32: token t to `out[t * stride ..][..D]`, with zeros in channels that
+    /// the prefix lacks.
     ///
     /// # Errors
-    /// [`Error::Length`] where `out` is too short.
+    /// [`Error::Length`] where `out` is too short, [`Error::NoMask`] where nobody knows the channels.
     ///
     /// # Panics
     /// As [`key_block`](Self::key_block).
@@ -248,21 +285,29 @@ impl<'a> HeadRef<'a> {
         if out.len() < expected {
             return Err(Error::Length { what: "value block", expected, actual: out.len() });
         }
-        let rows = out.chunks_mut(stride).map(|row| &mut row[..head_dim]);
+        let mask = self.value_mask().ok_or(Error::NoMask)?;
+        let rows = out.chunks_mut(stride).map(|row| &mut row[..head_dim]).take(BLOCK);
+        for (token, row) in rows.enumerate() {
+            self.read_value(block, token, mask, row)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the value of lane `lane` of block `block`, with zeros in the channels that `mask` lacks.
+    fn read_value(&self, block: usize, lane: usize, mask: &ChannelMask, value: &mut [f32]) -> Result<(), Error> {
+        let kept = self.layout.kept_values as usize;
+        value.fill(0.0);
         match self.layout.values.form() {
             Form::Float(kind) => with_element!(kind, E => {
-                for (row, stored) in rows.zip(elements::<E>(self.value_block(block))?.chunks_exact(head_dim)) {
-                    for (x, stored) in row.iter_mut().zip(stored) {
-                        *x = stored.load();
-                    }
+                let stored = elements::<E>(self.value_block(block))?;
+                for (channel, stored) in mask.channels().zip(&stored[lane * kept..]) {
+                    value[channel] = stored.load();
                 }
             }),
             Form::Codes(kind) => {
-                let groups = kind.parts(self.value_block(block), BLOCK * head_dim.div_ceil(GROUP))?;
-                for (token, row) in rows.take(BLOCK).enumerate() {
-                    for (channel, x) in row.iter_mut().enumerate() {
-                        *x = groups.value(token, channel);
-                    }
+                let groups = kind.parts(self.value_block(block), BLOCK * kept.div_ceil(GROUP))?;
+                for (index, channel) in mask.channels().enumerate() {
+                    value[channel] = groups.value(lane, index);
                 }
             }
         }
@@ -320,7 +365,7 @@ impl<'a> HeadRef<'a> {
     }
 
     /// Writes what is stored of prefix token `token` (0 is the oldest) as f32: the key's kept channels (length T) and
-    /// the value (length D).
+    /// the value (length D), with zeros in channels that the prefix lacks.
     ///
     /// # Errors
     /// [`Error::Index`] where there is no such token, [`Error::Length`] for other lengths.
@@ -346,30 +391,7 @@ impl<'a> HeadRef<'a> {
                 }
             }
         }
-        match self.layout.values.form() {
-            Form::Float(kind) => with_element!(kind, E => {
-                let stored = elements::<E>(self.value_block(block))?;
-                for (x, stored) in value.iter_mut().zip(&stored[lane * self.layout.head_dim as usize..]) {
-                    *x = stored.load();
-                }
-            }),
-            Form::Codes(kind) => {
-                let groups = kind.parts(self.value_block(block), BLOCK * value.len().div_ceil(GROUP))?;
-                for (channel, x) in value.iter_mut().enumerate() {
-                    *x = groups.value(lane, channel);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn check_mask(layout: &HeadLayout, mask: &ChannelMask) -> Result<(), Error> {
-    check_len("mask", layout.head_dim as usize, mask.head_dim())?;
-    if mask.kept() == layout.kept as usize {
-        Ok(())
-    } else {
-        Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() })
+        self.read_value(block, lane, self.value_mask().ok_or(Error::NoMask)?, value)
     }
 }
 
@@ -401,7 +423,7 @@ pub enum Moments<'a> {
         mean: &'a [f32],
         /// C, `[D][D]`.
         covariance: &'a [f32],
-        /// Scratch of [`Correction::scratch_len`] floats.
+        /// Scratch of [`HeadLayout::scratch_len`] floats.
         scratch: &'a mut [f32],
     },
 }
@@ -456,8 +478,7 @@ impl<'a> HeadMut<'a> {
     /// new `rows`. Writes D scores.
     ///
     /// # Errors
-    /// [`Error::Length`] where a slice does not fit or there is no query or token; [`Error::Inconsistent`] for
-    /// [`Score::Sketch`], which needs more memory than a head has.
+    /// [`Error::Length`] where a slice does not fit or there is no query or token.
     pub fn score(
         &self,
         scoring: &Scoring,
@@ -496,7 +517,10 @@ impl<'a> HeadMut<'a> {
                 random::random(seed, head, scores);
                 Ok(())
             }
-            Score::Sketch { .. } => Err(Error::Inconsistent { what: "score" }),
+            Score::Sketch { rows: lines } => {
+                self.sketch_keys((head as u64, lines as usize), held, rows, new, sums)?;
+                score::score(energy, queries, sums, held + new, scores)
+            }
         }
     }
 
@@ -551,15 +575,39 @@ impl<'a> HeadMut<'a> {
         select::select(scores, self.layout.kept as usize)
     }
 
-    /// Stores how queries are to be corrected for the channels that `mask`, which is to be given to
-    /// [`admit`](Self::admit), does not keep: as [`Correction::solve`] does from `moments`, the mean and the covariance of the
-    /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Nothing where the layout has no
-    /// correction.
+    /// The T′ value channels of largest energy in all whole tokens of an admission: those of the ring, then the new `rows`.
     ///
     /// # Errors
-    /// As [`Correction::solve`]; [`Error::Kept`] for a mask of another shape.
+    /// As [`choose`](Self::choose).
+    pub fn choose_values(&self, admission: &Admission, rows: Rows<'_>) -> Result<ChannelMask, Error> {
+        let head_dim = self.layout.head_dim as usize;
+        if !self.layout.thins_values() {
+            return ChannelMask::whole(head_dim);
+        }
+        rows.check(admission.new, head_dim)?;
+        let mut sums = [0.0f32; MAX_HEAD_DIM];
+        let sums = &mut sums[..head_dim];
+        score::add_energy(rows.values, admission.new, rows.stride, sums)?;
+        with_element!(self.layout.values.ring(), E => {
+            let ring = elements::<E>(&self.bytes[self.layout.ring_values(self.slot)])?;
+            for value in ring.chunks_exact(head_dim).take(admission.before.recent as usize) {
+                for (sum, x) in sums.iter_mut().zip(value) {
+                    *sum += x.load() * x.load();
+                }
+            }
+        });
+        select::select(sums, self.layout.kept_values as usize)
+    }
+
+    /// Stores how queries are to be corrected for the channels that `mask`, which is to be given to
+    /// [`admit`](Self::admit), does not keep: as [`Correction::solve`] does from `moments`, the mean and the covariance of the
+    /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Where keys are projected,
+    /// [`Projection::solve`] says on what; by means alone on the channels of the mask. Nothing where the layout has neither.
+    ///
+    /// # Errors
+    /// As [`Correction::solve`] and [`Projection::solve`]; [`Error::Kept`] for a mask of another shape.
     pub fn correct(&mut self, mask: &ChannelMask, moments: Moments<'_>) -> Result<(), Error> {
-        check_mask(&self.layout, mask)?;
+        Masks::of_keys(*mask).check(&HeadLayout { kept_values: self.layout.head_dim, ..self.layout })?;
         let range = self.layout.correction(self.slot);
         if range.is_empty() {
             return Ok(());
@@ -571,9 +619,17 @@ impl<'a> HeadMut<'a> {
         }
         with_element!(self.layout.correction_kind(), E => {
             let memory = elements_mut::<E>(&mut self.bytes[range])?;
-            match moments {
-                Moments::Tokens { .. } => Correction::means(means, mask, memory).map(|_| ()),
-                Moments::Known { mean, covariance, scratch } => {
+            match (self.layout.fix, moments) {
+                (Fix::Lowrank, Moments::Tokens { .. }) => Projection::onto(mask, means, memory),
+                (Fix::Lowrank, Moments::Known { mean, covariance, scratch }) => {
+                    let capacity = scratch.len();
+                    let (scratch, own) = scratch
+                        .split_at_mut_checked(Projection::scratch_len(mean.len()))
+                        .ok_or(Error::Capacity { what: "projection scratch", needed: self.layout.scratch_len(), capacity })?;
+                    Projection::solve(mean, covariance, mask.kept(), scratch, own)?.columns(memory)
+                }
+                (_, Moments::Tokens { .. }) => Correction::means(means, mask, memory).map(|_| ()),
+                (_, Moments::Known { mean, covariance, scratch }) => {
                     Correction::solve(mean, covariance, mask, scratch, memory).map(|_| ())
                 }
             }
@@ -608,7 +664,7 @@ impl<'a> HeadMut<'a> {
         &mut self,
         admission: &Admission,
         pages: &[u32],
-        mask: Option<&ChannelMask>,
+        masks: Option<&Masks>,
         rows: Rows<'_>,
     ) -> Result<(), Error> {
         let layout = self.layout;
@@ -625,11 +681,11 @@ impl<'a> HeadMut<'a> {
         with_element!(layout.keys.ring(), E => parts.sink_keys::<E>(&layout, admission, rows)?);
         with_element!(layout.values.ring(), E => parts.sink_values::<E>(&layout, admission, rows)?);
         if !blocks.is_empty() {
-            let mask = mask.ok_or(Error::NoMask)?;
-            check_mask(&layout, mask)?;
-            with_element!(layout.keys.ring(), E => parts.thin_keys::<E>(&layout, admission, pages, mask, rows)?);
-            with_element!(layout.values.ring(), E => parts.move_values::<E>(&layout, admission, pages, rows)?);
-            debug!("thinned {} tokens into {} blocks of {} channels", admission.thinned, blocks.len(), mask.kept());
+            let Masks { keys, values } = masks.ok_or(Error::NoMask)?;
+            masks.map_or(Ok(()), |masks| masks.check(&layout))?;
+            with_element!(layout.keys.ring(), E => parts.thin_keys::<E>(&layout, admission, pages, keys, rows)?);
+            with_element!(layout.values.ring(), E => parts.thin_values::<E>(&layout, admission, pages, values, rows)?);
+            debug!("thinned {} tokens into {} blocks of {} channels", admission.thinned, blocks.len(), keys.kept());
         }
         with_element!(layout.keys.ring(), E => parts.append_keys::<E>(&layout, admission, rows)?);
         with_element!(layout.values.ring(), E => parts.append_values::<E>(&layout, admission, rows)?);
@@ -654,6 +710,7 @@ impl<'a> HeadMut<'a> {
                 next(layout.sink_key_bytes())
             },
             sink_values: next(layout.sink_value_bytes()),
+            correction: next(layout.correction_bytes()),
         }
     }
 }

@@ -17,7 +17,7 @@
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
 
-use crate::{ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Rows, Scoring, Span};
+use crate::{ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Masks, Moments, Rows, Scoring, Span};
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -31,13 +31,13 @@ pub struct FixedHead<const BYTES: usize, const PAGES: usize> {
     pages: heapless::Vec<u32, PAGES>,
     span: Span,
     scored: usize,
-    mask: Option<ChannelMask>,
+    masks: Option<Masks>,
 }
 
 #[cfg(feature = "defmt")]
 impl<const BYTES: usize, const PAGES: usize> defmt::Format for FixedHead<BYTES, PAGES> {
     fn format(&self, f: defmt::Formatter<'_>) {
-        defmt::write!(f, "FixedHead {{ layout: {}, span: {}, mask: {} }}", self.layout, self.span, self.mask);
+        defmt::write!(f, "FixedHead {{ layout: {}, span: {}, masks: {} }}", self.layout, self.span, self.masks);
     }
 }
 
@@ -61,7 +61,7 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
             pages: heapless::Vec::new(),
             span: Span::default(),
             scored: 0,
-            mask: None,
+            masks: None,
         })
     }
 
@@ -71,10 +71,10 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
         self.span
     }
 
-    /// The channels that the prefix keeps, once tokens have been thinned.
+    /// The key channels that the prefix keeps, once tokens have been thinned.
     #[must_use]
-    pub const fn mask(&self) -> Option<&ChannelMask> {
-        self.mask.as_ref()
+    pub fn mask(&self) -> Option<&ChannelMask> {
+        self.masks.as_ref().map(|masks| &masks.keys)
     }
 
     /// Admits `new` tokens. `queries` are the newest queries, `[n][D]` for any n ≥ 1 (the window of a prompt, or the
@@ -95,16 +95,18 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
             let _ = self.pages.push(page as u32);
         }
         let mut head = HeadMut::new(self.layout, &mut self.arena.0[..self.layout.bytes()], 0)?;
-        if self.mask.is_none() {
+        if self.masks.is_none() {
             let count = queries.len() / head_dim;
             head.add_query_energy(queries, count, head_dim)?;
             self.scored += count;
             if admission.thinned > 0 {
-                self.mask =
-                    Some(head.choose(&Scoring { queries: self.scored, ..Scoring::default() }, &admission, rows)?);
+                let scoring = Scoring { queries: self.scored, ..Scoring::default() };
+                let keys = head.choose(&scoring, &admission, rows)?;
+                head.correct(&keys, Moments::Tokens { admission: &admission, rows })?;
+                self.masks = Some(Masks { keys, values: head.choose_values(&admission, rows)? });
             }
         }
-        head.admit(&admission, &self.pages, self.mask.as_ref(), rows)?;
+        head.admit(&admission, &self.pages, self.masks.as_ref(), rows)?;
         self.span = admission.after;
         Ok(())
     }
@@ -115,6 +117,6 @@ impl<const BYTES: usize, const PAGES: usize> FixedHead<BYTES, PAGES> {
     /// None that [`admit`](Self::admit) would have let through.
     pub fn view(&self) -> Result<HeadRef<'_>, Error> {
         let bytes = &self.arena.0[..self.layout.bytes()];
-        HeadRef::new(self.layout, bytes, 0, &self.pages, self.span, self.mask.as_ref())
+        HeadRef::new(self.layout, bytes, 0, &self.pages, self.span, self.masks.as_ref())
     }
 }

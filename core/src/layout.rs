@@ -2,8 +2,10 @@
 
 use crate::{
     BLOCK, Error, HeadShape, MAX_HEAD_DIM, Retention,
-    channel::compensate::Correction,
-    storage::{FloatKind, StorageKind, align},
+    channel::{compensate::Correction, lowrank::Projection},
+    policy::Fix,
+    quant::QUAD,
+    storage::{ALIGN, FloatKind, Form, StorageKind, align},
 };
 use core::ops::Range;
 use serde::{Deserialize, Serialize};
@@ -12,10 +14,10 @@ use serde::{Deserialize, Serialize};
 ///
 /// ```text
 /// pages × key block   [T][32]        the thin prefix, channel-major
-/// pages × value block [32][D]        token-major
+/// pages × value block [32][T′]       token-major
 /// slots × ring        keys [D][ring] channel-major, values [ring][D], query energy [D] f32
 ///         sinks       keys [D][sinks] channel-major, values [sinks][D]
-///         correction  [D-T][T+1], see `Correction`
+///         correction  [D-T][T+1], see `Correction`; of low-rank keys [D][T+1], see `Projection`
 /// ```
 ///
 /// A *page* is the room for one block; a *slot* belongs to one sequence. Every part starts at a multiple of
@@ -31,8 +33,11 @@ pub struct HeadLayout {
     pub sinks: u16,
     /// Newest tokens always stored whole, R.
     pub recent: u16,
-    /// Whether queries are [corrected](Correction) for the channels that the prefix lacks.
-    pub corrected: bool,
+    /// How queries make up for what the keys of the prefix lack: [corrected](Correction) for channels, or
+    /// [projected](Projection) as the keys are.
+    pub fix: Fix,
+    /// Value channels kept in the prefix, T′.
+    pub kept_values: u16,
     /// Sequences.
     pub slots: u16,
     /// Blocks that fit, over all sequences.
@@ -44,11 +49,12 @@ pub struct HeadLayout {
 }
 
 impl HeadLayout {
-    /// The layout for a shape fixed at compile time, without sinks and corrections.
+    /// The layout for a shape fixed at compile time, without sinks and corrections, with whole values.
     #[must_use]
     pub const fn of<S: HeadShape>(recent: u16, pages: u32, keys: StorageKind, values: StorageKind) -> Self {
         let (head_dim, kept) = (S::HEAD_DIM as u16, S::KEPT as u16);
-        Self { head_dim, kept, sinks: 0, recent, corrected: false, slots: 1, pages, keys, values }
+        let (fix, kept_values) = (Fix::None, head_dim);
+        Self { head_dim, kept, sinks: 0, recent, fix, kept_values, slots: 1, pages, keys, values }
     }
 
     /// Checks the numbers against each other.
@@ -62,6 +68,10 @@ impl HeadLayout {
         }
         if kept == 0 || kept > head_dim {
             return Err(Error::Kept { kept, head_dim });
+        }
+        let kept_values = self.kept_values as usize;
+        if kept_values == 0 || kept_values > head_dim {
+            return Err(Error::Kept { kept: kept_values, head_dim });
         }
         let page = (self.key_block_bytes() + self.value_block_bytes()) as u128;
         let total = page * self.pages as u128 + self.slot_bytes() as u128 * self.slots as u128;
@@ -98,7 +108,7 @@ impl HeadLayout {
     /// Bytes of a value block.
     #[must_use]
     pub const fn value_block_bytes(&self) -> usize {
-        self.values.value_block_bytes(self.head_dim as usize)
+        self.values.value_block_bytes(self.kept_values as usize)
     }
 
     /// Bytes of the ring's keys of one slot.
@@ -151,8 +161,62 @@ impl HeadLayout {
     pub const fn correction_bytes(&self) -> usize {
         let (head_dim, kept) = (self.head_dim as usize, self.kept as usize);
         // As for the keys of sinks.
-        let numbers = if self.corrected && kept < head_dim { Correction::len(head_dim, kept) + BLOCK } else { 0 };
-        align(numbers * self.correction_kind().bytes())
+        let numbers = match self.fix {
+            _ if kept == head_dim => return 0,
+            Fix::None => return 0,
+            Fix::Compensated => Correction::len(head_dim, kept),
+            Fix::Lowrank => Projection::columns_len(head_dim, kept),
+        };
+        align((numbers + BLOCK) * self.correction_kind().bytes())
+    }
+
+    /// Floats of scratch memory that [`correct`](crate::HeadMut::correct) takes where moments are known.
+    #[must_use]
+    pub const fn scratch_len(&self) -> usize {
+        let (head_dim, kept) = (self.head_dim as usize, self.kept as usize);
+        match self.fix {
+            Fix::None => 0,
+            Fix::Compensated => Correction::scratch_len(kept),
+            Fix::Lowrank => Projection::scratch_len(head_dim) + Projection::len(head_dim, kept),
+        }
+    }
+
+    /// By how much more than their share of what as many channels take on average key blocks of fewer or more channels can
+    /// take: codes come in quads, and blocks in whole lines.
+    #[must_use]
+    pub(crate) const fn key_block_slack(&self) -> usize {
+        let kept = self.kept as usize;
+        match self.keys.form() {
+            Form::Float(_) => 0,
+            Form::Codes(kind) => {
+                let most = kept * kind.bytes(QUAD) / QUAD + kind.bytes(QUAD) + ALIGN;
+                most - self.key_block_bytes()
+            }
+        }
+    }
+
+    /// The most bytes that the correction takes at any T.
+    #[must_use]
+    pub(crate) const fn most_correction_bytes(&self) -> usize {
+        let (mut kept, mut most) = (1, 0);
+        while kept < self.head_dim {
+            let bytes = Self { kept, ..*self }.correction_bytes();
+            most = if bytes > most { bytes } else { most };
+            kept += 1;
+        }
+        most
+    }
+
+    /// Whether the prefix lacks value channels.
+    #[must_use]
+    pub const fn thins_values(&self) -> bool {
+        self.kept_values < self.head_dim
+    }
+
+    /// Whether the prefix holds coordinates of keys, and not channels of them.
+    #[must_use]
+    pub const fn projects(&self) -> bool {
+        matches!(self.fix, Fix::Lowrank) && self.kept < self.head_dim
     }
 
     const fn slot_bytes(&self) -> usize {
@@ -255,7 +319,8 @@ mod tests {
 
     #[test]
     fn parts_tile_the_region() {
-        let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, sinks: 5, corrected: true, ..LAYOUT };
+        let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, sinks: 5, ..LAYOUT };
+        let layout = HeadLayout { fix: Fix::Compensated, kept_values: 40, ..layout };
         let mut parts: Vec<Range<usize>> = Vec::new();
         parts.extend((0..10).map(|page| layout.key_block(page)));
         parts.extend((0..10).map(|page| layout.value_block(page)));
@@ -276,6 +341,7 @@ mod tests {
     fn absurd_layouts_are_refused() {
         assert!(HeadLayout { kept: 65, ..LAYOUT }.check().is_err());
         assert!(HeadLayout { kept: 0, ..LAYOUT }.check().is_err());
+        assert!(HeadLayout { kept_values: 0, ..LAYOUT }.check().is_err());
         assert!(HeadLayout { head_dim: 257, ..LAYOUT }.check().is_err());
         assert!(HeadLayout { slots: u16::MAX, pages: u32::MAX, ..LAYOUT }.check().is_ok());
     }

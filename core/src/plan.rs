@@ -1,6 +1,6 @@
 //! Byte-exact size of a whole model's cache, known before anything is allocated.
 
-use crate::{ChannelMask, Error, HeadLayout, Retention, StorageKind};
+use crate::{Error, HeadLayout, Lambda, Masks, Retention, StorageKind, policy::Fix};
 
 /// The shape of a model's thin cache: every layer has the same KV heads; each head keeps its own number of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,15 +10,22 @@ pub struct CachePlan {
     pub layers: usize,
     /// KV heads per layer.
     pub kv_heads: usize,
+    /// Caches of a KV head, each with channels of its own: one, or one a query head.
+    pub copies: usize,
+    /// Whether there is to be room for any T per head that sum up to no more than those that are planned: each prompt
+    /// decides. Only for one sequence.
+    pub flexible: bool,
     /// Channels per head, D.
     pub head_dim: usize,
     /// First tokens stored whole for good.
     pub sinks: usize,
     /// Newest tokens stored whole, R.
     pub recent: usize,
-    /// Whether queries are corrected for the channels that the prefix lacks, see
-    /// [`compensate`](crate::channel::compensate).
-    pub corrected: bool,
+    /// How queries make up for what the keys of the prefix lack, see [`compensate`](crate::channel::compensate) and
+    /// [`lowrank`](crate::channel::lowrank).
+    pub fix: Fix,
+    /// Share of value channels that the prefix lacks.
+    pub value_lambda: Lambda,
     /// Sequences.
     pub slots: usize,
     /// Most tokens that a sequence holds.
@@ -43,7 +50,7 @@ pub struct CacheBytes {
     pub recent: usize,
     /// Whole first tokens, keys and values.
     pub sinks: usize,
-    /// Corrections of queries.
+    /// Corrections of queries, or projections of them.
     pub corrections: usize,
     /// Query energies.
     pub energies: usize,
@@ -68,6 +75,12 @@ impl CacheBytes {
 }
 
 impl CachePlan {
+    /// Heads of a layer that are cached: KV heads, times their copies.
+    #[must_use]
+    pub const fn heads(&self) -> usize {
+        self.kv_heads.saturating_mul(self.copies)
+    }
+
     /// Which tokens stay whole, and which go.
     #[must_use]
     pub const fn retention(&self) -> Retention {
@@ -116,7 +129,8 @@ impl CachePlan {
             kept: kept as u16,
             sinks: self.sinks as u16,
             recent: self.recent as u16,
-            corrected: self.corrected,
+            fix: self.fix,
+            kept_values: self.value_lambda.kept(self.head_dim) as u16,
             slots: self.slots as u16,
             pages: pages as u32,
             keys: self.keys,
@@ -135,17 +149,17 @@ impl CachePlan {
     pub fn bytes(&self, kept: impl Fn(usize, usize) -> usize) -> Result<CacheBytes, Error> {
         const OVERFLOW: Error =
             Error::Capacity { what: "address space", needed: usize::MAX, capacity: usize::MAX >> 1 };
-        let heads = self.layers.checked_mul(self.kv_heads).ok_or(OVERFLOW)?;
+        let heads = self.layers.checked_mul(self.heads()).ok_or(OVERFLOW)?;
         let mut bytes = CacheBytes {
             masks: heads
                 .checked_mul(self.slots)
-                .and_then(|masks| masks.checked_mul(size_of::<Option<ChannelMask>>()))
+                .and_then(|masks| masks.checked_mul(size_of::<Option<Masks>>()))
                 .ok_or(OVERFLOW)?,
             tables: self.table_bytes(),
             ..CacheBytes::default()
         };
         for layer in 0..self.layers {
-            for head in 0..self.kv_heads {
+            for head in 0..self.heads() {
                 let layout = self.head(kept(layer, head))?;
                 let (pages, slots) = (layout.pages as usize, self.slots);
                 bytes.prefix_keys += pages * layout.key_block_bytes();
@@ -153,6 +167,10 @@ impl CachePlan {
                 bytes.recent += slots * (layout.ring_key_bytes() + layout.ring_value_bytes());
                 bytes.sinks += slots * (layout.sink_key_bytes() + layout.sink_value_bytes());
                 bytes.corrections += slots * layout.correction_bytes();
+                if self.flexible {
+                    bytes.prefix_keys += pages * layout.key_block_slack();
+                    bytes.corrections += slots * (layout.most_correction_bytes() - layout.correction_bytes());
+                }
                 bytes.energies += slots * layout.energy_bytes();
                 if bytes.total() > usize::MAX >> 1 {
                     return Err(OVERFLOW);
@@ -169,7 +187,7 @@ impl CachePlan {
     }
 
     /// Bytes of the cache that holds the same tokens whole, every channel as the ring stores it (quantised kinds: in
-    /// f16): no block, no ring, no mask.
+    /// f16) and once: no block, no ring, no mask.
     #[must_use]
     pub const fn whole_bytes(&self) -> usize {
         let per_channel = self.keys.ring().bytes() + self.values.ring().bytes();
@@ -180,7 +198,6 @@ impl CachePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Lambda;
 
     /// SmolLM2-135M at 4,096 tokens in f16.
     const SMOL: CachePlan = CachePlan {
@@ -189,7 +206,10 @@ mod tests {
         head_dim: 64,
         sinks: 0,
         recent: 32,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: 4096,
         window: None,
@@ -206,7 +226,7 @@ mod tests {
         assert_eq!(bytes.prefix_values, heads * 127 * 32 * 64 * 2);
         assert_eq!(bytes.recent, heads * 2 * 64 * 64 * 2);
         assert_eq!(bytes.energies, heads * 256);
-        assert_eq!(bytes.masks, heads * 40);
+        assert_eq!(bytes.masks, heads * 76);
         assert_eq!(bytes.tables, 3 * 127 * 4);
         assert_eq!(SMOL.whole_bytes(), heads * 4096 * 256);
         let share = bytes.total() as f64 / SMOL.whole_bytes() as f64;
@@ -246,6 +266,27 @@ mod tests {
         let plan = CachePlan { window: Some(1000), ..SMOL };
         assert_eq!(plan.blocks_per_slot(), 31);
         assert_eq!(CachePlan { window: Some(10_000), ..SMOL }.blocks_per_slot(), 127);
+    }
+
+    #[test]
+    fn a_flexible_plan_has_room_for_any_split() {
+        for keys in StorageKind::ALL {
+            for fix in [Fix::None, Fix::Compensated, Fix::Lowrank] {
+                let plan = CachePlan { layers: 2, keys, fix, tokens: 500, ..SMOL };
+                for mean in [1, 13, 32, 63, 64] {
+                    let room = CachePlan { flexible: true, ..plan }.bytes(|_, _| mean).unwrap().arena();
+                    for by in 0..=mean.min(64 - mean) {
+                        let own =
+                            plan.bytes(
+                                |layer, _| if layer == 0 { mean - by.min(mean - 1) } else { mean + by.min(mean - 1) },
+                            );
+                        assert!(own.unwrap().arena() <= room, "{keys:?} {fix:?} {mean} ± {by}");
+                    }
+                    let less = plan.bytes(|layer, head| mean.saturating_sub(layer * 3 + head).max(1)).unwrap();
+                    assert!(less.arena() <= room);
+                }
+            }
+        }
     }
 
     #[test]

@@ -361,8 +361,8 @@ impl Policy {
         }
     }
 
-    /// The same policy at another λ: where that is 0, all channels are kept and nothing is corrected; where all were kept,
-    /// every head now keeps as many.
+    /// The same policy at another λ: where that is 0, all channels are kept, once a KV head, and nothing is corrected; where
+    /// all were kept, every head now keeps as many.
     ///
     /// # Errors
     /// [`PolicyError::Conflict`] where the choice has no λ.
@@ -371,6 +371,7 @@ impl Policy {
             self.choice = Choice::Whole;
             self.score = Score::Query;
             self.fix = Fix::None;
+            self.heads = Heads::Kv;
             self.life = Life::Prompt;
             return Ok(self);
         }
@@ -403,8 +404,10 @@ impl Policy {
         if fixed && self.heads == Heads::Query {
             return conflict("heads=query", "fix", "mean and covariance belong to a KV head, whose mask must be one");
         }
-        if self.heads == Heads::Query && matches!(self.choice, Choice::Adaptive { .. } | Choice::Calibrated { .. }) {
-            return conflict("heads=query", "choice", "a budget is spread over KV heads");
+        let spread =
+            matches!(self.choice, Choice::Adaptive { .. } | Choice::Calibrated { .. } | Choice::Threshold { .. });
+        if self.heads == Heads::Query && spread {
+            return conflict("heads=query", "choice", "channels are shared out between KV heads");
         }
         if self.fix == Fix::Lowrank && matches!(self.choice, Choice::Threshold { .. }) {
             return conflict(

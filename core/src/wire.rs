@@ -9,14 +9,14 @@
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
 
-use crate::{CachePlan, Error, Lambda, StorageKind};
+use crate::{CachePlan, Error, Lambda, StorageKind, policy::Fix};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Version of the format of [`CacheHeader`].
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Encodes `value` into the front of `memory`; returns the bytes used.
 ///
@@ -64,14 +64,20 @@ pub struct CacheHeader {
     pub layers: u16,
     /// KV heads per layer.
     pub kv_heads: u16,
+    /// Caches of a KV head.
+    pub copies: u16,
+    /// Whether heads share their channels out anew for every prompt.
+    pub flexible: bool,
     /// Channels per head, D.
     pub head_dim: u16,
     /// First tokens stored whole for good.
     pub sinks: u16,
     /// Newest tokens stored whole, R.
     pub recent: u16,
-    /// Whether queries are corrected for the channels that the prefix lacks.
-    pub corrected: bool,
+    /// How queries make up for what the keys of the prefix lack.
+    pub fix: Fix,
+    /// Share of value channels that the prefix lacks.
+    pub value_lambda: Lambda,
     /// Tokens that there is room for.
     pub tokens: u32,
     /// Sliding window of the model, if any.
@@ -93,10 +99,13 @@ impl CacheHeader {
             lambda,
             layers: narrow("layers", plan.layers)?,
             kv_heads: narrow("kv_heads", plan.kv_heads)?,
+            copies: narrow("copies", plan.copies)?,
+            flexible: plan.flexible,
             head_dim: narrow("head_dim", plan.head_dim)?,
             sinks: narrow("sinks", plan.sinks)?,
             recent: narrow("recent", plan.recent)?,
-            corrected: plan.corrected,
+            fix: plan.fix,
+            value_lambda: plan.value_lambda,
             tokens: narrow("tokens", plan.tokens)?,
             window: plan.window.map(|window| narrow("window", window)).transpose()?,
             keys: plan.keys,
@@ -115,10 +124,13 @@ impl CacheHeader {
         let plan = CachePlan {
             layers: self.layers as usize,
             kv_heads: self.kv_heads as usize,
+            copies: self.copies as usize,
+            flexible: self.flexible,
             head_dim: self.head_dim as usize,
             sinks: self.sinks as usize,
             recent: self.recent as usize,
-            corrected: self.corrected,
+            fix: self.fix,
+            value_lambda: self.value_lambda,
             slots: 1,
             tokens: self.tokens as usize,
             window: self.window.map(|window| window as usize),
@@ -146,7 +158,8 @@ mod tests {
         kept: 26,
         sinks: 4,
         recent: 32,
-        corrected: true,
+        fix: Fix::Compensated,
+        kept_values: 45,
         slots: 2,
         pages: 300,
         keys: StorageKind::F16,
@@ -159,10 +172,13 @@ mod tests {
             lambda: Lambda::from_per_mille(600).unwrap(),
             layers: 30,
             kv_heads: 3,
+            copies: 3,
+            flexible: true,
             head_dim: 64,
             sinks: 4,
             recent: 32,
-            corrected: true,
+            fix: Fix::Lowrank,
+            value_lambda: Lambda::from_per_mille(300).unwrap(),
             tokens: 8192,
             window: None,
             keys: StorageKind::F16,

@@ -2,8 +2,10 @@
 
 use proptest::prelude::*;
 use thinkey_core::{
-    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Moments, Plain, Rows, Scoring, Span, StorageKind, attend,
+    BLOCK, CachePlan, ChannelMask, HeadMut, HeadRef, KeyOrder, Lambda, Masks, Moments, Plain, Rows, Scoring, Span,
+    StorageKind, attend,
     channel::{compensate::Correction, select::select},
+    policy::Fix,
     storage::{Element, FloatKind},
 };
 
@@ -13,7 +15,8 @@ struct Life {
     head_dim: usize,
     kept: usize,
     sinks: usize,
-    corrected: bool,
+    fix: Fix,
+    value_lambda: Lambda,
     recent: usize,
     group: usize,
     window: Option<usize>,
@@ -25,15 +28,18 @@ struct Life {
 
 fn lives() -> impl Strategy<Value = Life> {
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
-    let first = (prop_oneof![Just(0usize), 1usize..6, Just(40usize)], any::<bool>());
+    let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank][..]);
+    let value_lambda = prop_oneof![2 => Just(0u16), 1 => 1u16..1000];
+    let first = (prop_oneof![Just(0usize), 1usize..6, Just(40usize)], fix, value_lambda);
     (1usize..=80, first, 0usize..50, 1usize..=4, prop::option::of(1usize..250), [kind(), kind()], any::<u64>())
-        .prop_flat_map(|(head_dim, (sinks, corrected), recent, group, window, [keys, values], seed)| {
+        .prop_flat_map(|(head_dim, (sinks, fix, value_lambda), recent, group, window, [keys, values], seed)| {
             let steps = prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1usize..150], 1..40);
             (1..=head_dim, steps).prop_map(move |(kept, steps)| Life {
                 head_dim,
                 kept,
                 sinks,
-                corrected,
+                fix,
+                value_lambda: Lambda::from_per_mille(value_lambda).unwrap(),
                 recent,
                 group,
                 window,
@@ -74,7 +80,8 @@ fn tolerance(kind: StorageKind) -> f32 {
     }
 }
 
-/// Every token of a head as it is stored: whole keys (a thin one has zeros where nothing is kept) and values.
+/// Every token of a head as it is stored: whole keys (a thin one has zeros where nothing is kept, and of a projected one
+/// the coordinates lie where channels would) and values.
 fn contents(life: &Life, head: &HeadRef<'_>) -> (Vec<f32>, Vec<f32>) {
     let d = life.head_dim;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
@@ -99,18 +106,46 @@ fn contents(life: &Life, head: &HeadRef<'_>) -> (Vec<f32>, Vec<f32>) {
     (keys, values)
 }
 
+/// The numbers of a head's correction or projection.
+fn correction(head: &HeadRef<'_>) -> Option<Vec<f32>> {
+    head.correction().map(|bytes| match head.layout().correction_kind() {
+        FloatKind::F32 => bytemuck::cast_slice(bytes).to_vec(),
+        _ => bytemuck::cast_slice::<_, half::f16>(bytes).iter().map(|x| x.to_f32()).collect(),
+    })
+}
+
+/// The coordinates of `x` by the columns of a projection, [D][T+1], and its product with the mean, their last lane.
+fn project(columns: &[f32], x: &[f32], coordinates: &mut [f32]) -> f32 {
+    coordinates.fill(0.0);
+    let mut product = 0.0;
+    for (column, x) in columns.chunks(coordinates.len() + 1).zip(x) {
+        coordinates.iter_mut().zip(column).for_each(|(sum, share)| *sum += share * x);
+        product += column[coordinates.len()] * x;
+    }
+    product
+}
+
+/// By how much a coordinate may be off of a key that a ring of this kind has rounded.
+fn rounding(kind: StorageKind) -> f32 {
+    match kind.ring() {
+        FloatKind::F32 => 1e-4,
+        FloatKind::F16 => 0.02,
+        FloatKind::Bf16 => 0.2,
+    }
+}
+
 /// `query` as thin keys meet it, with zeros where nothing is kept, and what is added to their logits: by the definition of
 /// the correction that the head has stored.
 fn corrected(head: &HeadRef<'_>, query: &[f32]) -> (Vec<f32>, f32) {
     let Some(mask) = head.mask() else { return (query.to_vec(), 0.0) };
     let (mut thin, mut added) = (vec![0.0; mask.kept()], 0.0);
     mask.gather(query, &mut thin);
-    if let Some(bytes) = head.correction() {
-        let numbers: Vec<f32> = match head.layout().correction_kind() {
-            FloatKind::F32 => bytemuck::cast_slice(bytes).to_vec(),
-            _ => bytemuck::cast_slice::<_, half::f16>(bytes).iter().map(|x| x.to_f32()).collect(),
+    if let Some(numbers) = correction(head) {
+        added = if head.layout().fix == Fix::Lowrank {
+            project(&numbers, query, &mut thin)
+        } else {
+            Correction::resume(mask, &numbers).unwrap().correct(query, &mut thin).unwrap()
         };
-        added = Correction::resume(mask, &numbers).unwrap().correct(query, &mut thin).unwrap();
     }
     let mut whole = vec![0.0; query.len()];
     mask.channels().zip(thin).for_each(|(channel, x)| whole[channel] = x);
@@ -150,15 +185,15 @@ proptest! {
     fn blocks_equal_a_dense_softmax(life in lives()) {
         let (d, total) = (life.head_dim, life.steps.iter().sum());
         let plan = CachePlan {
-            layers: 1, kv_heads: 1, head_dim: d, sinks: life.sinks, recent: life.recent, corrected: life.corrected, slots: 2,
-            tokens: total, window: life.window, keys: life.keys, values: life.values,
+            layers: 1, kv_heads: 1, head_dim: d, sinks: life.sinks, recent: life.recent, fix: life.fix, copies: 1, flexible: false,
+            value_lambda: life.value_lambda, slots: 2, tokens: total, window: life.window, keys: life.keys, values: life.values,
         };
         let layout = plan.head(life.kept).unwrap();
         // A pool that held something else before: 0xff is NaN in every kind.
         let mut memory = vec![[u64::MAX; 8]; layout.bytes() / 64];
         let mut seed = life.seed;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        let (mut span, mut table, mut mask, mut scored) = (Span::default(), Vec::new(), None, 0);
+        let (mut span, mut table, mut masks, mut scored) = (Span::default(), Vec::new(), None::<Masks>, 0);
         let mut free: Vec<u32> = (0..layout.pages).rev().step_by(2).chain((0..layout.pages).rev().skip(1).step_by(2)).collect();
         let slot = 1;
         HeadMut::new(layout, bytemuck::cast_slice_mut(&mut memory), slot).unwrap().clear_energy();
@@ -182,7 +217,7 @@ proptest! {
                 table.push(free.pop().expect("the plan has room"));
             }
             let mut head = HeadMut::new(layout, bytemuck::cast_slice_mut(&mut memory), slot).unwrap();
-            if mask.is_none() {
+            if masks.is_none() {
                 head.add_query_energy(&query, life.group, d).unwrap();
                 scored += life.group;
                 if admission.thinned > 0 {
@@ -190,7 +225,8 @@ proptest! {
                     let scoring = Scoring { queries: scored, ..Scoring::default() };
                     head.score(&scoring, &admission, rows, &mut scores).unwrap();
                     let chosen = select(&scores, life.kept).unwrap();
-                    mask = Some(chosen);
+                    let values = head.choose_values(&admission, rows).unwrap();
+                    masks = Some(Masks { keys: chosen, values });
                     // Any moments will do: attention has to do as the correction says.
                     if life.seed % 2 == 0 {
                         head.correct(&chosen, Moments::Tokens { admission: &admission, rows }).unwrap();
@@ -199,17 +235,17 @@ proptest! {
                         for (a, row) in covariance.chunks_exact_mut(d).enumerate() {
                             row.iter_mut().enumerate().for_each(|(b, x)| *x = if a == b { 2.0 } else { 0.5 });
                         }
-                        let mut scratch = vec![f32::NAN; Correction::scratch_len(life.kept)];
+                        let mut scratch = vec![f32::NAN; layout.scratch_len()];
                         let moments = Moments::Known { mean: &mean, covariance: &covariance, scratch: &mut scratch };
                         head.correct(&chosen, moments).unwrap();
                     }
                 }
             }
-            head.admit(&admission, &table, mask.as_ref(), rows).unwrap();
+            head.admit(&admission, &table, masks.as_ref(), rows).unwrap();
             span = admission.after;
 
             let bytes = bytemuck::cast_slice(&memory);
-            let head = HeadRef::new(layout, bytes, slot, &table, span, mask.as_ref()).unwrap();
+            let head = HeadRef::new(layout, bytes, slot, &table, span, masks.as_ref()).unwrap();
             let mut out = vec![0.0; life.group * d];
             let mut scratch = vec![f32::NAN; attend::attend_len(life.group, d)];
             let window = life.window.unwrap_or(usize::MAX);
@@ -220,12 +256,31 @@ proptest! {
             prop_assert_eq!(sinks, life.sinks.min(keys.len() / d));
             for token in 0..span.tokens() {
                 let thin = (sinks..sinks + span.prefix()).contains(&token);
+                let row = if token < sinks { token } else { gone + token } * d;
+                let columns = if thin && layout.projects() { correction(&head) } else { None };
+                if let Some(columns) = &columns {
+                    let (mask, mut coordinates) = (masks.unwrap().keys, vec![0.0; life.kept]);
+                    let mean = columns.iter().skip(life.kept).step_by(life.kept + 1);
+                    let centred: Vec<f32> = keys[row..row + d].iter().zip(mean).map(|(x, mean)| x - mean).collect();
+                    project(columns, &centred, &mut coordinates);
+                    // As far as a code reaches: no coordinate of numbers from -4 to 4 is larger.
+                    let reach = 4.0 * (d as f32).sqrt();
+                    for (channel, x) in mask.channels().zip(coordinates) {
+                        let off = (stored_keys[token * d + channel] - x).abs();
+                        let most = rounding(life.keys) + tolerance(life.keys) * reach / 2.0;
+                        prop_assert!(off <= most, "coordinate of {token} is off by {off}");
+                    }
+                }
                 for c in 0..d {
-                    let (at, from) = (token * d + c, (if token < sinks { token } else { gone + token }) * d + c);
-                    let key = if thin && !mask.unwrap().contains(c) { 0.0 } else { stored(life.keys, keys[from]) };
-                    let off = (stored_keys[at] - key).abs();
-                    prop_assert!(off <= if thin { tolerance(life.keys) } else { 0.0 }, "key {token} is off by {off}");
-                    let off = (stored_values[at] - stored(life.values, values[from])).abs();
+                    let (at, from) = (token * d + c, row + c);
+                    let gone = |mask: fn(Masks) -> ChannelMask| thin && !mask(masks.unwrap()).contains(c);
+                    let key = if gone(|masks| masks.keys) { 0.0 } else { stored(life.keys, keys[from]) };
+                    if columns.is_none() {
+                        let off = (stored_keys[at] - key).abs();
+                        prop_assert!(off <= if thin { tolerance(life.keys) } else { 0.0 }, "key {token} is off by {off}");
+                    }
+                    let value = if gone(|masks| masks.values) { 0.0 } else { stored(life.values, values[from]) };
+                    let off = (stored_values[at] - value).abs();
                     prop_assert!(off <= if thin { tolerance(life.values) } else { 0.0 }, "value {token} is off by {off}");
                 }
             }
@@ -235,7 +290,7 @@ proptest! {
                 head.read_value_block(block, &mut thin_values, d + 3).unwrap();
                 for lane in if block == 0 { span.hidden as usize } else { 0 }..BLOCK {
                     let token = sinks + block * BLOCK + lane - span.hidden as usize;
-                    for (row, channel) in mask.unwrap().channels().enumerate() {
+                    for (row, channel) in masks.unwrap().keys.channels().enumerate() {
                         prop_assert_eq!(thin_keys[row * BLOCK + lane], stored_keys[token * d + channel]);
                     }
                     prop_assert_eq!(&thin_values[lane * (d + 3)..][..d], &stored_values[token * d..][..d]);
@@ -245,7 +300,7 @@ proptest! {
                 let (thin, added) = corrected(&head, query);
                 let expected = dense(&life, span, &stored_keys, &stored_values, query, (&thin, added));
                 for (a, b) in out.iter().zip(expected) {
-                    prop_assert!((f64::from(*a) - b).abs() < 2e-4, "{a} instead of {b} at {span:?}");
+                    prop_assert!((f64::from(*a) - b).abs() < if layout.projects() { 2e-3 } else { 2e-4 }, "{a} instead of {b} at {span:?}");
                 }
             }
         }

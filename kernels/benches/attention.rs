@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
-use thinkey_core::{CachePlan, StorageKind};
+use thinkey_core::{CachePlan, Lambda, StorageKind, policy::Fix};
 use thinkey_kernels::{
     cpu::{
         attention::{self, AttentionScratch, Fused},
@@ -37,7 +37,10 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
         head_dim: HEADS.head_dim,
         sinks: 0,
         recent: 32,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: tokens + 1,
         window: None,

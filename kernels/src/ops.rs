@@ -16,7 +16,10 @@ use crate::{
 };
 use burn::tensor::{Tensor, backend::Backend};
 use std::ops::Range;
-use thinkey_core::{CacheBytes, CachePlan, Error, policy::Score};
+use thinkey_core::{
+    CacheBytes, CachePlan, Error,
+    policy::{Score, ThinValues},
+};
 
 /// Rows of activations, [rows, width].
 pub type Rows<O> = Tensor<<O as ThinOps>::Backend, 2>;
@@ -40,6 +43,13 @@ impl Heads {
     #[must_use]
     pub const fn group(self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// The heads that a cache of `plan` has: each [copy](CachePlan::copies) of a KV head is one, and serves as many fewer
+    /// query heads.
+    #[must_use]
+    pub const fn cached(self, plan: &CachePlan) -> Self {
+        Self { kv_heads: plan.heads(), ..self }
     }
 
     /// Where the keys begin: the width of all query heads.
@@ -111,6 +121,17 @@ pub trait Cache {
 
     /// Says what channels are scored by, which is [`Score::Query`] otherwise: for sequences to come.
     fn score_by(&mut self, score: Score);
+
+    /// Says what value channels are scored by, where the plan drops some, which is their energy otherwise: for sequences to
+    /// come. First tokens that are thinned by a step and not by a prompt always go by energy.
+    fn score_values_by(&mut self, values: ThinValues);
+
+    /// Makes head h of layer l keep `kept(l, h)` channels, where nothing is held yet; a step may have begun.
+    ///
+    /// # Errors
+    /// [`Error::Inconsistent`] where something is held; [`Error::Capacity`] with the bytes needed where they do not fit what
+    /// is allocated: there is room for others than planned in a [flexible](CachePlan::flexible) plan only.
+    fn spread(&mut self, kept: &dyn Fn(usize, usize) -> usize) -> Result<(), Error>;
 
     /// Position of the next token of `slot`: the tokens admitted so far, a step under way not counted.
     fn position(&self, slot: usize) -> usize;

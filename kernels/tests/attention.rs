@@ -2,7 +2,7 @@
 //! a dense softmax in f64.
 
 use proptest::prelude::*;
-use thinkey_core::{BLOCK, CachePlan, Error, StorageKind, storage::Form};
+use thinkey_core::{BLOCK, CachePlan, Error, Lambda, StorageKind, policy::Fix, storage::Form};
 use thinkey_kernels::cpu::{
     admit::admit,
     attention::{self, AttentionScratch, Fused},
@@ -135,7 +135,10 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         head_dim: d,
         sinks: 0,
         recent: case.recent,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 2,
         tokens,
         window: case.window,
@@ -218,7 +221,10 @@ fn small() -> ThinCache {
         head_dim: 16,
         sinks: 0,
         recent: 32,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: 100,
         window: None,

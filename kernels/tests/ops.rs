@@ -7,7 +7,10 @@ use bytes::Bytes;
 use half::f16;
 use proptest::prelude::*;
 use std::ops::Range;
-use thinkey_core::{BLOCK, CachePlan, StorageKind, policy::Score};
+use thinkey_core::{
+    BLOCK, CachePlan, Lambda, StorageKind,
+    policy::{Fix, Score, ThinValues},
+};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
@@ -125,7 +128,12 @@ proptest! {
     /// some blocks, the reference's as a whole.
     #[test]
     fn admission_and_attention(
-        (sinks, corrected) in (prop_oneof![Just(0usize), 1usize..6, Just(33usize)], any::<bool>()),
+        (sinks, corrected, per_query) in (prop_oneof![Just(0usize), 1usize..6, Just(33usize)], any::<bool>(), any::<bool>()),
+        thin_values in prop_oneof![
+            2 => Just(ThinValues::Whole),
+            1 => (1u16..1000).prop_map(|x| ThinValues::L2 { lambda: Lambda::from_per_mille(x).unwrap() }),
+            1 => (1u16..1000).prop_map(|x| ThinValues::Query { lambda: Lambda::from_per_mille(x).unwrap() }),
+        ],
         recent in 0usize..40,
         window in prop::option::of(20usize..150),
         half in any::<bool>(),
@@ -137,6 +145,7 @@ proptest! {
             1 => Just(Score::L2),
             1 => (1u32..60).prop_map(|tokens| Score::Sample { tokens }),
             1 => any::<u64>().prop_map(|seed| Score::Random { seed }),
+            1 => (1u32..64).prop_map(|rows| Score::Sketch { rows }),
         ],
         run in 1usize..4,
         passes in prop::collection::vec((prop_oneof![2 => Just(0usize), 1 => 1usize..120], 0usize..2), 1..12),
@@ -147,15 +156,24 @@ proptest! {
         let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
         let tokens = passes.iter().map(|pass| pass.0.max(1)).sum();
         let plan = CachePlan {
-            layers: 2, kv_heads: 2, head_dim: 16, sinks, recent, corrected, slots: 2, tokens, window, keys: kind,
-            values: kind,
+            layers: 2, kv_heads: 2, copies: if per_query { 3 } else { 1 }, flexible: false, head_dim: 16, sinks, recent,
+            fix: if corrected { Fix::Compensated } else { Fix::None },
+            value_lambda: match thin_values {
+                ThinValues::Whole => Lambda::WHOLE,
+                ThinValues::L2 { lambda } | ThinValues::Query { lambda } => lambda,
+            },
+            slots: 2, tokens, window, keys: kind, values: kind,
         };
-        let channels = |layer: usize, head: usize| if layer == 0 { kept[head] } else { 16 };
+        let channels = |layer: usize, head: usize| if layer == 0 { kept[head % 2] } else { 16 };
         let mut plain = Reference::<Backend>::default();
         let mut machines: Vec<_> = machines().map(|cpu| (cpu.cache(plan, scoring, &channels).unwrap(), cpu)).collect();
         let mut theirs = plain.cache(plan, scoring, &channels).unwrap();
         theirs.score_by(score);
-        machines.iter_mut().for_each(|(cache, _)| cache.score_by(score));
+        theirs.score_values_by(thin_values);
+        for (cache, _) in &mut machines {
+            cache.score_by(score);
+            cache.score_values_by(thin_values);
+        }
         for &(prompt, slot) in &passes {
             // Nothing of a prompt: one step of both sequences.
             let slots = [slot, 1 - slot];
@@ -271,7 +289,10 @@ fn a_score_that_is_no_number_is_an_error() {
         head_dim: 16,
         sinks: 0,
         recent: 0,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: 64,
         window: None,
@@ -302,7 +323,10 @@ fn the_reference_refuses_quantised_storage() {
         head_dim: 16,
         sinks: 0,
         recent: 32,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: 100,
         window: None,

@@ -4,6 +4,7 @@
 use thinkey_core::{
     CachePlan, Error, Head, HeadLayout, KeyOrder, Lambda, Plain, Rows, StorageKind, attend,
     fixed::FixedHead,
+    policy::Fix,
     wire::{self, CacheHeader},
 };
 
@@ -61,7 +62,10 @@ pub fn run() -> Result<u64, Error> {
         head_dim: D,
         sinks: 0,
         recent: 32,
-        corrected: false,
+        copies: 1,
+        flexible: false,
+        fix: Fix::None,
+        value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: PROMPT + ANSWER,
         window: None,

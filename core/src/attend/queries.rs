@@ -74,7 +74,8 @@ impl<'a> Queries<'a> {
 
 /// Writes queries as the thin prefix of `head` takes them: those of `whole` (`[n][D]`) as `[n][T]` into the front of
 /// `thin`, which has room for `[n][D]`, and what is added to their logits into `added` (length n). They are gathered to the
-/// kept channels, and [corrected](crate::channel::compensate::Correction::correct) where the head has a correction.
+/// kept channels, and [corrected](crate::channel::compensate::Correction::correct) where the head has a correction; where
+/// its keys are [projected](crate::channel::lowrank), so are they.
 ///
 /// `scratch` takes 128 floats a query.
 ///
@@ -93,24 +94,34 @@ pub fn thin_queries<L: Loops>(
     check_len("queries", rows * head_dim, whole.len())?;
     check_len("thin queries", rows * head_dim, thin.len())?;
     let (thin, rest) = thin.split_at_mut(rows * kept);
-    for (whole, thin) in whole.chunks_exact(head_dim).zip(thin.chunks_exact_mut(kept)) {
-        mask.gather(whole, thin);
-    }
     added.fill(0.0);
-    let Some(columns) = head.correction() else { return Ok(()) };
-    // The pruned channels of the queries, as many as fit beside the thin ones.
-    let lost = head_dim - kept;
-    for (whole, rest) in whole.chunks_exact(head_dim).zip(rest.chunks_exact_mut(lost)) {
-        for (to, channel) in rest.iter_mut().zip(pruned(mask)) {
-            *to = whole[channel];
+    // What is multiplied by the columns: of projected keys all channels, of corrected ones those that are pruned, as many
+    // as fit beside the thin ones.
+    let (factors, lost): (&[f32], usize) = if head.layout().projects() {
+        thin.fill(0.0);
+        (whole, head_dim)
+    } else {
+        for (whole, thin) in whole.chunks_exact(head_dim).zip(thin.chunks_exact_mut(kept)) {
+            mask.gather(whole, thin);
         }
-    }
+        if head.correction().is_none() {
+            return Ok(());
+        }
+        let lost = head_dim - kept;
+        for (whole, rest) in whole.chunks_exact(head_dim).zip(rest.chunks_exact_mut(lost)) {
+            for (to, channel) in rest.iter_mut().zip(pruned(mask)) {
+                *to = whole[channel];
+            }
+        }
+        (rest, lost)
+    };
+    let columns = head.correction().ok_or(Error::Inconsistent { what: "projection" })?;
     // Their product with the columns is that of queries with keys of T+1 lanes, of which 32 are computed at a time.
     let kind = head.layout().correction_kind();
     for first in (0..=kept).step_by(BLOCK) {
         let bytes = columns.get(first * kind.bytes()..).unwrap_or_default();
         let keys = KeyLanes { kind: StorageKind::from(kind), bytes, channels: lost, stride: kept + 1, ahead: &[] };
-        loops.key_scores(keys, rest, rows, scratch, TILE)?;
+        loops.key_scores(keys, factors, rows, scratch, TILE)?;
         let products = scratch.chunks(TILE).zip(thin.chunks_exact_mut(kept).zip(&mut *added));
         for (products, (thin, added)) in products {
             for (product, x) in products[..BLOCK].iter().zip(thin[first..].iter_mut().chain([added])) {

@@ -2,9 +2,9 @@
 
 use super::{KeyOrder, Rows};
 use crate::{
-    Admission, BLOCK, ChannelMask, Error, HeadLayout,
+    Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM,
     quant::{CodeKind, GROUP, QUAD},
-    storage::{Element, Form, elements, elements_mut},
+    storage::{Element, FloatKind, Form, elements, elements_mut, with_element},
 };
 use core::ops::Range;
 
@@ -16,6 +16,29 @@ pub(super) struct Parts<'a> {
     pub(super) ring_values: &'a mut [u8],
     pub(super) sink_keys: &'a mut [u8],
     pub(super) sink_values: &'a mut [u8],
+    pub(super) correction: &'a mut [u8],
+}
+
+/// Numbers of a thinned key that are computed at a time.
+const STEP: usize = 4 * QUAD;
+
+/// What is stored of a key.
+enum Thin<'a> {
+    /// These channels.
+    Channels(&'a [u16]),
+    /// Its coordinates, see [`lowrank`](crate::channel::lowrank).
+    Projected {
+        /// `[D][T+1]`, as numbers of the kind.
+        columns: &'a [u8],
+        kind: FloatKind,
+        kept: usize,
+    },
+}
+
+/// The channels of `mask` in the front of `memory`.
+fn list<'a>(mask: &ChannelMask, memory: &'a mut [u16; MAX_HEAD_DIM]) -> &'a [u16] {
+    memory.iter_mut().zip(mask.channels()).for_each(|(to, channel)| *to = channel as u16);
+    &memory[..mask.kept()]
 }
 
 /// Where numbers of tokens lie.
@@ -51,6 +74,7 @@ impl Steps {
 
 /// Where the whole tokens of an admission are, sinks not counted: the first `held` in the ring, the others new.
 struct Whole<'a, E> {
+    head_dim: usize,
     ring: &'a [E],
     held: usize,
     /// Elements between two tokens and between two channels of the ring.
@@ -83,40 +107,66 @@ impl<E: Element> Whole<'_, E> {
 
     /// The numbers of `channels` of a token's value into `out`, as [`number`](Self::number). Values lie in rows.
     #[inline(always)]
-    fn copy(&self, token: usize, channels: Range<usize>, out: &mut [f32]) {
-        if token < self.held {
-            for (x, channel) in out.iter_mut().zip(channels) {
-                *x = self.number(token, channel);
-            }
-        } else {
-            let row = &self.new[self.steps.at(token - self.held + self.sunk, channels.start)..][..channels.len()];
+    fn copy(&self, token: usize, channels: &[u16], out: &mut [f32]) {
+        // Of a value that keeps all, channels lie side by side.
+        let (first, last) = (channels[0].into(), channels[channels.len() - 1]);
+        if token >= self.held && usize::from(last) - first + 1 == channels.len() {
+            let row = &self.new[self.steps.at(token - self.held + self.sunk, first)..][..channels.len()];
             out[..row.len()].copy_from_slice(row);
+            return;
+        }
+        for (x, &channel) in out.iter_mut().zip(channels) {
+            *x = self.number(token, channel.into());
         }
     }
 
-    /// Quantises a key block: `lanes` are tokens, `first` the first of them.
+    /// Numbers `start..` of the thinned keys of a block, as many as `numbers` has room for, lane by lane: `lanes` are
+    /// tokens, `first` the first of them. Other lanes repeat the oldest: they must not widen a group's range.
+    fn thin(
+        &self,
+        thin: &Thin<'_>,
+        start: usize,
+        (lanes, first): (&Range<usize>, usize),
+        numbers: &mut [[f32; GROUP]],
+    ) -> Result<(), Error> {
+        let token = |lane: usize| first + lane.saturating_sub(lanes.start);
+        match *thin {
+            // Token by token, as they lie in memory.
+            Thin::Channels(channels) => {
+                for lane in 0..BLOCK {
+                    for (numbers, &channel) in numbers.iter_mut().zip(&channels[start..]) {
+                        numbers[lane] = self.number(token(lane), channel.into());
+                    }
+                }
+            }
+            Thin::Projected { columns, kind, kept } => with_element!(kind, P => {
+                numbers.fill([0.0; GROUP]);
+                for (channel, column) in elements::<P>(columns)?.chunks_exact(kept + 1).enumerate().take(self.head_dim) {
+                    let mean = column[kept].load();
+                    let centred: [f32; BLOCK] = core::array::from_fn(|lane| self.number(token(lane), channel) - mean);
+                    for (numbers, share) in numbers.iter_mut().zip(&column[start..kept]) {
+                        let share = share.load();
+                        numbers.iter_mut().zip(&centred).for_each(|(sum, x)| *sum += share * x);
+                    }
+                }
+            }),
+        }
+        Ok(())
+    }
+
+    /// Quantises a key block of `kept` numbers a token.
     fn quantise_keys(
         &self,
         kind: CodeKind,
-        mask: &ChannelMask,
+        (thin, kept): (&Thin<'_>, usize),
         (lanes, first): (Range<usize>, usize),
         block: &mut [u8],
     ) -> Result<(), Error> {
-        let mut groups = kind.parts_mut(block, mask.kept())?;
-        // Four quads of channels at a time, token by token as they lie in memory.
-        const STEP: usize = 4 * QUAD;
-        let mut channels = mask.channels();
-        let (mut step, mut numbers) = ([0; STEP], [[0.0; GROUP]; STEP]);
-        for start in (0..mask.kept()).step_by(STEP) {
-            let count = STEP.min(mask.kept() - start);
-            step.iter_mut().zip(&mut channels).for_each(|(to, channel)| *to = channel);
-            for lane in 0..BLOCK {
-                // Hidden lanes must not widen a group's range: they repeat the oldest token.
-                let token = first + lane.saturating_sub(lanes.start);
-                for (numbers, &channel) in numbers.iter_mut().zip(&step[..count]) {
-                    numbers[lane] = self.number(token, channel);
-                }
-            }
+        let mut groups = kind.parts_mut(block, kept)?;
+        let mut numbers = [[0.0; GROUP]; STEP];
+        for start in (0..kept).step_by(STEP) {
+            let count = STEP.min(kept - start);
+            self.thin(thin, start, (&lanes, first), &mut numbers[..count])?;
             let (quads, _) = numbers.as_chunks::<QUAD>();
             for (quad, numbers) in quads.iter().take(count.div_ceil(QUAD)).enumerate() {
                 groups.put(start / QUAD + quad, numbers);
@@ -125,24 +175,24 @@ impl<E: Element> Whole<'_, E> {
         Ok(())
     }
 
-    /// Quantises a value block of `head_dim` channels; hidden lanes become zeros.
+    /// Quantises a value block of these channels; hidden lanes become zeros.
     fn quantise_values(
         &self,
         kind: CodeKind,
-        head_dim: usize,
+        channels: &[u16],
         (lanes, first): (Range<usize>, usize),
         block: &mut [u8],
     ) -> Result<(), Error> {
-        let row = head_dim.div_ceil(GROUP);
+        let row = channels.len().div_ceil(GROUP);
         let mut groups = kind.parts_mut(block, BLOCK * row)?;
         for quad in 0..row * BLOCK / QUAD {
             let (group, start) = (quad * QUAD / BLOCK, quad * QUAD % BLOCK);
-            let channels = group * GROUP..head_dim.min((group + 1) * GROUP);
+            let channels = &channels[group * GROUP..channels.len().min((group + 1) * GROUP)];
             let (mut numbers, count) = ([[0.0; GROUP]; QUAD], channels.len());
             for (lane, numbers) in (start..).zip(&mut numbers) {
                 if lanes.contains(&lane) {
-                    self.copy(first + lane - lanes.start, channels.clone(), numbers);
-                    // A group that the head does not fill repeats its last channel.
+                    self.copy(first + lane - lanes.start, channels, numbers);
+                    // A group that the channels do not fill repeats the last one.
                     let last = numbers[count - 1];
                     numbers[count..].fill(last);
                 }
@@ -189,7 +239,15 @@ impl Parts<'_> {
         mask: &ChannelMask,
         rows: Rows<'_>,
     ) -> Result<(), Error> {
+        let mut memory = [0; MAX_HEAD_DIM];
+        let thin = if layout.projects() {
+            let (kind, kept) = (layout.correction_kind(), layout.kept as usize);
+            Thin::Projected { columns: self.correction, kind, kept }
+        } else {
+            Thin::Channels(list(mask, &mut memory))
+        };
         let whole = Whole {
+            head_dim: layout.head_dim as usize,
             ring: elements::<E>(self.ring_keys)?,
             held: admission.before.recent as usize,
             ring_steps: (1, layout.ring_stride()),
@@ -201,10 +259,19 @@ impl Parts<'_> {
             let (lanes, first) = admission.lanes(block);
             let bytes = &mut self.key_blocks[layout.key_block(pages[block] as usize)];
             if let Form::Codes(kind) = layout.keys.form() {
-                whole.quantise_keys(kind, mask, (lanes, first), bytes)?;
+                whole.quantise_keys(kind, (&thin, mask.kept()), (lanes, first), bytes)?;
                 continue;
             }
             let stored = elements_mut::<E>(bytes)?;
+            if let Thin::Projected { .. } = thin {
+                let mut numbers = [[0.0; BLOCK]; STEP];
+                for (step, to) in stored[..mask.kept() * BLOCK].chunks_mut(STEP * BLOCK).enumerate() {
+                    let numbers = &mut numbers[..to.len() / BLOCK];
+                    whole.thin(&thin, step * STEP, (&lanes, first), numbers)?;
+                    to.iter_mut().zip(numbers.as_flattened()).for_each(|(to, &x)| *to = E::store(x));
+                }
+                continue;
+            }
             for (to, channel) in stored.chunks_exact_mut(BLOCK).zip(mask.channels()) {
                 // Hidden lanes are written too: a page may hold what another sequence left.
                 to[..lanes.start].fill(E::store(0.0));
@@ -216,16 +283,19 @@ impl Parts<'_> {
         Ok(())
     }
 
-    /// Moves the values that leave the ring into blocks; `E` is what the ring stores.
-    pub(super) fn move_values<E: Element>(
+    /// Thins the values that leave the ring; `E` is what the ring stores.
+    pub(super) fn thin_values<E: Element>(
         &mut self,
         layout: &HeadLayout,
         admission: &Admission,
         pages: &[u32],
+        mask: &ChannelMask,
         rows: Rows<'_>,
     ) -> Result<(), Error> {
-        let head_dim = layout.head_dim as usize;
+        let (head_dim, mut memory) = (layout.head_dim as usize, [0; MAX_HEAD_DIM]);
+        let channels = list(mask, &mut memory);
         let whole = Whole {
+            head_dim,
             ring: elements::<E>(self.ring_values)?,
             held: admission.before.recent as usize,
             ring_steps: (head_dim, 1),
@@ -239,16 +309,15 @@ impl Parts<'_> {
             let range = layout.value_block(pages[block] as usize);
             let bytes = &mut self.value_blocks[range.start - start..range.end - start];
             if let Form::Codes(kind) = layout.values.form() {
-                whole.quantise_values(kind, head_dim, (lanes, first), bytes)?;
+                whole.quantise_values(kind, channels, (lanes, first), bytes)?;
                 continue;
             }
             let stored = elements_mut::<E>(bytes)?;
-            stored[..lanes.start * head_dim].fill(E::store(0.0));
-            for (token, to) in
-                (first..).zip(stored[lanes.start * head_dim..].chunks_exact_mut(head_dim)).take(lanes.len())
-            {
-                for (channel, to) in to.iter_mut().enumerate() {
-                    *to = whole.get(token, channel);
+            let (hidden, tokens) = stored.split_at_mut(lanes.start * channels.len());
+            hidden.fill(E::store(0.0));
+            for (token, to) in (first..).zip(tokens.chunks_exact_mut(channels.len())).take(lanes.len()) {
+                for (&channel, to) in channels.iter().zip(to) {
+                    *to = whole.get(token, channel.into());
                 }
             }
         }

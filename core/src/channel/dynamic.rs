@@ -99,7 +99,7 @@ pub fn fit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CachePlan, StorageKind};
+    use crate::{CachePlan, StorageKind, policy::Fix};
     use proptest::prelude::*;
 
     /// What the planner says.
@@ -111,7 +111,10 @@ mod tests {
             head_dim: 64,
             sinks: 0,
             recent: 32,
-            corrected: false,
+            copies: 1,
+            flexible: false,
+            fix: Fix::None,
+            value_lambda: Lambda::WHOLE,
             slots,
             tokens,
             window: None,

@@ -7,7 +7,7 @@
 //! stored; and where keys rotate (RoPE), the directions hold for the prompt they were found in.
 
 use super::compensate::take;
-use crate::{Error, MAX_HEAD_DIM, channel::select, error::check_len};
+use crate::{ChannelMask, Error, MAX_HEAD_DIM, channel::select, error::check_len, storage::Element};
 
 /// Sweeps after which [`eigen`] stops at the latest; about eight are enough for 256 channels.
 const MAX_SWEEPS: usize = 30;
@@ -108,6 +108,12 @@ impl<'a> Projection<'a> {
         (kept + 1) * head_dim
     }
 
+    /// Numbers that [`columns`](Self::columns) writes.
+    #[must_use]
+    pub const fn columns_len(head_dim: usize, kept: usize) -> usize {
+        head_dim * (kept + 1)
+    }
+
     /// Floats of scratch memory that [`solve`](Self::solve) takes.
     #[must_use]
     pub const fn scratch_len(head_dim: usize) -> usize {
@@ -180,6 +186,41 @@ impl<'a> Projection<'a> {
     #[must_use]
     pub const fn mean(&self) -> &'a [f32] {
         self.mean
+    }
+
+    /// Writes, as [`columns`](Self::columns) does, the projection on the channels of `mask` of keys whose mean is `mean`: what
+    /// there is to do where too few keys are known to tell more.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for another mean, [`Error::Capacity`] with the numbers needed.
+    pub fn onto<E: Element>(mask: &ChannelMask, mean: &[f32], memory: &mut [E]) -> Result<(), Error> {
+        let (d, kept) = (mask.head_dim(), mask.kept());
+        check_len("mean key", d, mean.len())?;
+        let memory = take("projection", memory, Self::columns_len(d, kept))?;
+        memory.fill(E::store(0.0));
+        for (row, channel) in mask.channels().enumerate() {
+            memory[channel * (kept + 1) + row] = E::store(1.0);
+        }
+        for (stored, &mean) in memory.chunks_exact_mut(kept + 1).zip(mean) {
+            stored[kept] = E::store(mean);
+        }
+        Ok(())
+    }
+
+    /// Writes the projection as a cache stores it and queries meet it, `[D][T+1]`: by channel its column of P, then its m.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] with the numbers needed.
+    pub fn columns<E: Element>(&self, memory: &mut [E]) -> Result<(), Error> {
+        let (d, kept) = (self.head_dim, self.kept());
+        let memory = take("projection", memory, Self::columns_len(d, kept))?;
+        for ((channel, stored), mean) in memory.chunks_exact_mut(kept + 1).enumerate().zip(self.mean) {
+            let column = self.matrix[channel..].iter().step_by(d);
+            for (stored, &x) in stored.iter_mut().zip(column.chain([mean])) {
+                *stored = E::store(x);
+            }
+        }
+        Ok(())
     }
 
     /// Writes what is stored of `key` (length D): P (k − m), length T.

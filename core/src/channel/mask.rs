@@ -56,6 +56,14 @@ impl ChannelMask {
         Ok(mask)
     }
 
+    /// The mask of as many channels that keeps all.
+    #[must_use]
+    pub(crate) fn all(self) -> Self {
+        let mut all = self;
+        (0..self.head_dim()).for_each(|channel| all.insert(channel));
+        all
+    }
+
     fn empty(head_dim: usize) -> Result<Self, Error> {
         if head_dim == 0 || head_dim > MAX_HEAD_DIM {
             return Err(Error::HeadDim { head_dim });

@@ -16,8 +16,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 use thinkey_core::{
-    BLOCK, CachePlan, Error, HeadRef, Loops, Partial,
+    BLOCK, CachePlan, Error, HeadRef, Lambda, Loops, Partial,
     attend::{self, Queries, thin_queries},
+    policy::Fix,
 };
 
 /// Buffers of attention; they grow to what the largest call needs and are never allocated again.
@@ -46,12 +47,13 @@ impl AttentionScratch {
     /// of which the newest `window` score, on `threads` threads, with `heads` query heads.
     #[must_use]
     pub fn task_bytes(threads: usize, plan: &CachePlan, heads: usize, prompt: usize, window: usize) -> usize {
-        let CachePlan { kv_heads, head_dim, slots, .. } = *plan;
+        let CachePlan { head_dim, slots, .. } = *plan;
+        let kv_heads = plan.heads();
         let tasks = (1..=slots).map(|slots| kv_heads * slots * splits(threads, kv_heads * slots)).max().unwrap_or(0);
         let step = AlignedVec::bytes(attend::attend_len(heads / kv_heads, head_dim));
         let whole = prompt + plan.sinks + plan.recent + BLOCK;
-        let lesson =
-            if plan.corrected { learn::len(whole, heads / kv_heads * window.min(prompt), head_dim) } else { 0 };
+        let learns = plan.fix != Fix::None || plan.value_lambda != Lambda::WHOLE;
+        let lesson = if learns { learn::len(whole, heads / kv_heads * window.min(prompt), head_dim) } else { 0 };
         let tile = AlignedVec::bytes(tile_len(head_dim).max(lesson));
         // Prompts use the first buffers of the same list.
         let both = tasks.min(threads);
@@ -122,7 +124,8 @@ pub fn decode(
     out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) -> Result<(), Error> {
-    let Fused { heads, kv_heads, head_dim, .. } = fused;
+    let Fused { heads, head_dim, .. } = fused;
+    let kv_heads = cache.plan().heads();
     let group = heads / kv_heads;
     let window = cache.plan().window.unwrap_or(usize::MAX);
     let most = splits(pool.threads(), kv_heads * slots.len());
@@ -193,7 +196,8 @@ pub fn prefill(
     out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) -> Result<(), Error> {
-    let Fused { heads, kv_heads, head_dim, stride, .. } = fused;
+    let Fused { heads, head_dim, stride, .. } = fused;
+    let (kv_heads, copies) = (cache.plan().heads(), cache.plan().copies);
     let (group, padded, rows) = (heads / kv_heads, padded(head_dim), fused.data.len() / stride);
     let expected = rows * heads * head_dim;
     if out.len() != expected {
@@ -210,7 +214,7 @@ pub fn prefill(
     for head in 0..kv_heads {
         let past = cache.head(layer, head, prompt.slot(), false)?;
         let kept = cache.kept(layer, head);
-        seen.push((prompt.regions(head, before, past.span(), kept, first), past));
+        seen.push((prompt.regions((head, copies), before, past.span(), kept, first), past));
         before += past_len(&past);
     }
     let tiles = rows.div_ceil(TILE_ROWS);

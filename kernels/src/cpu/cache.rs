@@ -4,8 +4,10 @@ use super::learn::Learnt;
 use crate::ops::Cache;
 use memmap2::MmapMut;
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Scoring, Span,
-    StorageKind, channel::compensate, policy::Score,
+    Admission, CacheBytes, CachePlan, Error, HeadLayout, HeadMut, HeadRef, Masks, Moments, Rows, Scoring, Span,
+    StorageKind,
+    channel::compensate,
+    policy::{Score, ThinValues},
 };
 
 /// Why a cache could not be made.
@@ -19,6 +21,12 @@ pub enum CacheError {
     Kind {
         /// The kind asked for.
         kind: StorageKind,
+    },
+    /// The device has no such part of a policy.
+    #[error("{part} is not to be had on this device")]
+    Part {
+        /// The slot and its value.
+        part: &'static str,
     },
     /// The system refuses the memory.
     #[error("no memory for a cache of {bytes} bytes; lower the context or raise λ")]
@@ -52,6 +60,7 @@ pub struct ThinCache {
     plan: CachePlan,
     window: usize,
     score: Score,
+    values: ThinValues,
     bytes: CacheBytes,
     /// One a layer and head.
     layouts: Vec<HeadLayout>,
@@ -59,7 +68,7 @@ pub struct ThinCache {
     starts: Vec<usize>,
     arena: MmapMut,
     /// One a slot, layer and head.
-    masks: Vec<Option<ChannelMask>>,
+    masks: Vec<Option<Masks>>,
     slots: Vec<Slot>,
     free: Vec<u32>,
 }
@@ -76,6 +85,28 @@ fn arena(bytes: usize) -> std::io::Result<MmapMut> {
     Ok(arena)
 }
 
+/// Lists the layouts of all heads and where each starts, one after the other; the last start is the end.
+fn lay_out(
+    plan: &CachePlan,
+    kept: &dyn Fn(usize, usize) -> usize,
+    layouts: &mut Vec<HeadLayout>,
+    starts: &mut Vec<usize>,
+) -> Result<(), Error> {
+    layouts.clear();
+    starts.clear();
+    starts.push(0);
+    let mut end = 0;
+    for layer in 0..plan.layers {
+        for head in 0..plan.heads() {
+            let layout = plan.head(kept(layer, head))?;
+            end += layout.bytes();
+            layouts.push(layout);
+            starts.push(end);
+        }
+    }
+    Ok(())
+}
+
 fn room<T>(len: usize) -> Result<Vec<T>, CacheError> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(len).map_err(|_| CacheError::Memory { bytes: len.saturating_mul(size_of::<T>()) })?;
@@ -89,20 +120,16 @@ impl ThinCache {
     /// # Errors
     /// [`CacheError`] where the plan cannot be or the memory cannot be had.
     pub fn new(plan: CachePlan, window: usize, kept: impl Fn(usize, usize) -> usize) -> Result<Self, CacheError> {
-        let bytes = plan.bytes(&kept)?;
-        let heads = plan.layers * plan.kv_heads;
-        let (mut layouts, mut starts) = (room(heads)?, room(heads + 1)?);
-        let mut start = 0;
-        for layer in 0..plan.layers {
-            for head in 0..plan.kv_heads {
-                let layout = plan.head(kept(layer, head))?;
-                layouts.push(layout);
-                starts.push(start);
-                start += layout.bytes();
-            }
+        if plan.flexible && plan.slots > 1 {
+            return Err(CacheError::Part {
+                part: "channels shared out by each prompt, for several sequences at a time,",
+            });
         }
-        starts.push(start);
-        let arena = arena(start).map_err(|_| CacheError::Memory { bytes: start })?;
+        let bytes = plan.bytes(&kept)?;
+        let heads = plan.layers * plan.heads();
+        let (mut layouts, mut starts) = (room(heads)?, room(heads + 1)?);
+        lay_out(&plan, &kept, &mut layouts, &mut starts)?;
+        let arena = arena(bytes.arena()).map_err(|_| CacheError::Memory { bytes: bytes.arena() })?;
         let mut masks = room(heads * plan.slots)?;
         masks.resize(heads * plan.slots, None);
         let per_slot = plan.blocks_per_slot();
@@ -119,13 +146,14 @@ impl ThinCache {
         }
         let mut free = room(per_slot * plan.slots)?;
         free.extend((0..(per_slot * plan.slots) as u32).rev());
-        Ok(Self { plan, window, score: Score::default(), bytes, layouts, starts, arena, masks, slots, free })
+        let (score, values) = (Score::default(), ThinValues::default());
+        Ok(Self { plan, window, score, values, bytes, layouts, starts, arena, masks, slots, free })
     }
 
     /// Bytes of heap beside those that the plan counts: where each head lies, and the state of each sequence.
     #[must_use]
     pub const fn upkeep_bytes(plan: &CachePlan) -> usize {
-        let heads = plan.layers * plan.kv_heads;
+        let heads = plan.layers * plan.heads();
         heads * size_of::<HeadLayout>() + (heads + 1) * size_of::<usize>() + plan.slots * size_of::<Slot>()
     }
 
@@ -148,7 +176,7 @@ impl ThinCache {
     }
 
     fn index(&self, layer: usize, head: usize) -> usize {
-        layer * self.plan.kv_heads + head
+        layer * self.plan.heads() + head
     }
 
     fn head_mut(&mut self, index: usize, slot: usize) -> Result<HeadMut<'_>, Error> {
@@ -168,14 +196,14 @@ impl ThinCache {
             Some(step) => (step.before, &state.before),
             None => (state.span, &state.pages),
         };
-        let mask = self.masks[slot * self.layouts.len() + index].as_ref();
+        let masks = self.masks[slot * self.layouts.len() + index].as_ref();
         HeadRef::new(
             self.layouts[index],
             &self.arena[self.starts[index]..self.starts[index + 1]],
             slot,
             pages,
             span,
-            mask,
+            masks,
         )
     }
 
@@ -184,18 +212,18 @@ impl ThinCache {
     /// # Panics
     /// Where no step is under way.
     pub fn steps(&mut self, layer: usize, slot: usize) -> impl Iterator<Item = Result<HeadStep<'_>, Error>> {
-        let Self { plan, window, score, layouts, starts, arena, masks, slots, .. } = self;
-        let score = *score;
+        let Self { plan, window, score, values, layouts, starts, arena, masks, slots, .. } = self;
+        let (score, values) = (*score, *values);
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
         let scored = state.scored + step.new.min(*window);
-        let (first, at) = (layer * plan.kv_heads, slot * layouts.len());
+        let (first, at) = (layer * plan.heads(), slot * layouts.len());
         let mut rest = &mut arena[starts[first]..];
-        masks[at + first..][..plan.kv_heads].iter_mut().zip(first..).map(move |(mask, index)| {
+        masks[at + first..][..plan.heads()].iter_mut().zip(first..).map(move |(masks, index)| {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, mask, step, pages: &state.pages, scored, score, head: index })
+            Ok(HeadStep { view, masks, step, pages: &state.pages, scored, score, values, head: index })
         })
     }
 }
@@ -204,13 +232,14 @@ impl ThinCache {
 #[derive(Debug)]
 pub struct HeadStep<'a> {
     view: HeadMut<'a>,
-    mask: &'a mut Option<ChannelMask>,
+    masks: &'a mut Option<Masks>,
     step: Admission,
     /// Page table after the step.
     pages: &'a [u32],
     /// Query rows of each query head in the energies, those of the step included.
     scored: usize,
     score: Score,
+    values: ThinValues,
     /// The head's number among all of the model.
     head: usize,
 }
@@ -222,8 +251,8 @@ impl HeadStep<'_> {
     /// # Errors
     /// Where slices do not fit.
     pub fn add_queries<'q>(&mut self, queries: impl Iterator<Item = (&'q [f32], usize, usize)>) -> Result<(), Error> {
-        let Self { view, mask, .. } = self;
-        if mask.is_none() {
+        let Self { view, masks, .. } = self;
+        if masks.is_none() {
             for (data, count, stride) in queries {
                 view.add_query_energy(data, count, stride)?;
             }
@@ -244,41 +273,54 @@ impl HeadStep<'_> {
 
     /// Whether the step chooses channels.
     fn chooses(&self) -> bool {
-        self.mask.is_none() && !self.step.new_blocks().is_empty()
+        self.masks.is_none() && !self.step.new_blocks().is_empty()
     }
 
-    /// Whether, where the step is a prompt, it is to bring what corrects queries.
+    /// Whether, where the step is a prompt, it is to bring what corrects queries or says where keys are projected to.
     #[must_use]
-    pub fn learns(&self) -> bool {
+    pub(super) fn asks_moments(&self) -> bool {
         let layout = self.view.layout();
         self.chooses()
             && layout.correction_bytes() > 0
             && compensate::tells(self.step.thinned, layout.head_dim as usize)
     }
 
+    /// Whether, where the step is a prompt, it is to bring which value channels its queries go by.
+    #[must_use]
+    pub(super) fn asks_values(&self) -> bool {
+        self.chooses() && self.view.layout().thins_values() && matches!(self.values, ThinValues::Query { .. })
+    }
+
+    /// The head's layout.
+    pub(super) fn layout(&self) -> &HeadLayout {
+        self.view.layout()
+    }
+
     /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
     /// leaves the ring, stores the rest whole. The queries of the `group` query heads are [counted](Self::add_queries)
-    /// before. Queries are corrected by what was `learnt`, or else by the means of the keys.
+    /// before. Queries are corrected by what was `learnt`, or else by the means of the keys; value channels go by what was, or
+    /// else by their energy.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
     pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
         if self.chooses() {
-            let Self { view, mask, step, scored, score, head, .. } = self;
+            let Self { view, masks, step, scored, score, head, .. } = self;
             let scoring = Scoring { score: *score, head: *head, queries: *scored * group };
-            let chosen = match &learnt {
-                Some(Learnt { mask: Some(mask), .. }) => *mask,
-                _ => view.choose(&scoring, step, rows)?,
+            let learnt = learnt.unwrap_or_default();
+            let keys = match learnt.mask {
+                Some(mask) => mask,
+                None => view.choose(&scoring, step, rows)?,
             };
-            let moments = match learnt {
-                Some(Learnt { mean, covariance, scratch, .. }) => Moments::Known { mean, covariance, scratch },
-                None => Moments::Tokens { admission: step, rows },
+            let values = match learnt.values {
+                Some(mask) => mask,
+                None => view.choose_values(step, rows)?,
             };
-            view.correct(&chosen, moments)?;
-            **mask = Some(chosen);
+            view.correct(&keys, learnt.moments.unwrap_or(Moments::Tokens { admission: step, rows }))?;
+            **masks = Some(Masks { keys, values });
         }
-        let Self { view, mask, step, pages, .. } = self;
-        view.admit(step, pages, mask.as_ref(), rows)
+        let Self { view, masks, step, pages, .. } = self;
+        view.admit(step, pages, masks.as_ref(), rows)
     }
 }
 
@@ -294,7 +336,7 @@ impl Cache for ThinCache {
     fn allocated(&self) -> usize {
         let tables = self.slots.iter().map(|slot| slot.before.capacity() + slot.pages.capacity()).sum::<usize>();
         self.arena.len()
-            + self.masks.capacity() * size_of::<Option<ChannelMask>>()
+            + self.masks.capacity() * size_of::<Option<Masks>>()
             + (tables + self.free.capacity()) * size_of::<u32>()
     }
 
@@ -304,6 +346,27 @@ impl Cache for ThinCache {
 
     fn score_by(&mut self, score: Score) {
         self.score = score;
+    }
+
+    fn spread(&mut self, kept: &dyn Fn(usize, usize) -> usize) -> Result<(), Error> {
+        if self.slots.iter().any(|slot| slot.span != Span::default()) {
+            return Err(Error::Inconsistent { what: "cache that is to be laid out anew" });
+        }
+        let (needed, capacity) = (CachePlan { flexible: false, ..self.plan }.bytes(kept)?.arena(), self.arena.len());
+        if needed > capacity {
+            return Err(Error::Capacity { what: "cache bytes", needed, capacity });
+        }
+        lay_out(&self.plan, kept, &mut self.layouts, &mut self.starts)?;
+        for slot in 0..self.slots.len() {
+            for index in 0..self.layouts.len() {
+                self.head_mut(index, slot)?.clear_energy();
+            }
+        }
+        Ok(())
+    }
+
+    fn score_values_by(&mut self, values: ThinValues) {
+        self.values = values;
     }
 
     fn position(&self, slot: usize) -> usize {

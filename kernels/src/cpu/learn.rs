@@ -1,5 +1,5 @@
-//! What the keys that a prompt thins are like: their mean and covariance, weighed by the attention that the prompt's newest
-//! queries pay them.
+//! What the tokens that a prompt thins are like: mean and covariance of their keys, weighed by the attention that the
+//! prompt's newest queries pay them, and how much of these queries' output each value channel is.
 //!
 //! The same as [`thinkey_core::mass`] and [`compensate::moments`] say, on tiles of packed keys: scores are products with
 //! blocks of 32 tokens as attention has them, and the covariance is a sum of products of such blocks with themselves.
@@ -11,10 +11,11 @@ use super::{
     simd::Level,
 };
 use thinkey_core::{
-    BLOCK, ChannelMask, Error, Loops,
+    BLOCK, ChannelMask, Error, Loops, Moments,
     channel::{
         compensate::{self, Correction},
-        residual,
+        lowrank::Projection,
+        residual, select,
     },
 };
 
@@ -36,20 +37,30 @@ pub(super) struct Lesson<'a, Q> {
     pub(super) thinned: usize,
     /// Newest tokens that a query sees.
     pub(super) window: usize,
-    /// Channels to be chosen by what regression on them [leaves](residual), if they are.
+    /// Whether mean and covariance are asked for.
+    pub(super) moments: bool,
+    /// Channels to be chosen by what regression on them [leaves](residual), if they are; only with moments.
     pub(super) choose: Option<usize>,
+    /// Value channels to be chosen, if they are.
+    pub(super) values: Option<usize>,
 }
 
 /// What has been learnt of a head, in the memory of the lesson.
+#[derive(Default)]
 pub(super) struct Learnt<'m> {
-    /// m, length D.
-    pub(super) mean: &'m [f32],
-    /// C, [D][D].
-    pub(super) covariance: &'m [f32],
+    /// Mean and covariance, where they were asked for.
+    pub(super) moments: Option<Moments<'m>>,
     /// The channels, where they were to be chosen.
     pub(super) mask: Option<ChannelMask>,
-    /// Scratch for [`Correction::solve`].
-    pub(super) scratch: &'m mut [f32],
+    /// The value channels, where they were to be chosen.
+    pub(super) values: Option<ChannelMask>,
+}
+
+/// Scratch that a correction or a projection is solved in, for the most channels.
+const fn solver_len(head_dim: usize) -> usize {
+    let (correction, projection) =
+        (Correction::scratch_len(head_dim), Projection::scratch_len(head_dim) + Projection::len(head_dim, head_dim));
+    if correction > projection { correction } else { projection }
 }
 
 /// Lanes of regions with `tokens` tokens, each in whole blocks.
@@ -66,7 +77,9 @@ pub(super) const fn len(tokens: usize, queries: usize, head_dim: usize) -> usize
         + TILE * (head_dim + padded(head_dim))
         + head_dim
         + head_dim * padded(head_dim)
-        + Correction::scratch_len(head_dim)
+        + solver_len(head_dim)
+        + ROWS * padded(head_dim)
+        + head_dim
         + 2 * head_dim * head_dim
         + head_dim
         + residual::scratch_len(head_dim)
@@ -89,12 +102,18 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         let (queries, scores, mass) = (part(count * head_dim)?, part(ROWS * lanes)?, part(lanes)?);
         let (centred, turned) = (part(TILE * head_dim)?, part(TILE * width)?);
         let (mean, covariance) = (part(head_dim)?, part(head_dim * width)?);
-        let scratch = part(Correction::scratch_len(head_dim))?;
+        let scratch = part(solver_len(head_dim))?;
+        let (outputs, value_scores) = (part(ROWS * width)?, part(head_dim)?);
         let (left, moment) = (part(head_dim * head_dim)?, part(head_dim * head_dim)?);
         let (gains, choice) = (part(head_dim)?, part(residual::scratch_len(head_dim))?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         queries.iter_mut().zip(self.queries.clone().flatten()).for_each(|(scaled, &q)| *scaled = q * scale);
-        self.mass(queries, head_dim, scores, mass);
+        value_scores.fill(0.0);
+        self.mass(queries, head_dim, (scores, outputs), mass, value_scores);
+        let values = self.values.map(|kept| select::select(value_scores, kept)).transpose()?;
+        if !self.moments {
+            return Ok(Learnt { values, ..Learnt::default() });
+        }
         let weights = self.gather(mass);
         compensate::weigh(weights, 0)?;
         self.mean(weights, mean);
@@ -113,11 +132,19 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
                 Some(residual::choose(left, moment, kept, choice, gains)?)
             }
         };
-        Ok(Learnt { mean, covariance, mask, scratch })
+        Ok(Learnt { moments: Some(Moments::Known { mean, covariance, scratch }), mask, values })
     }
 
-    /// The attention that each lane gets, mean over all queries; `queries` are scaled.
-    fn mass(&self, queries: &[f32], head_dim: usize, scores: &mut [f32], mass: &mut [f32]) {
+    /// The attention that each lane gets, mean over all queries; `queries` are scaled. Where value channels are to be
+    /// chosen, their [scores](thinkey_core::value::score::query) are added to `value_scores`.
+    fn mass(
+        &self,
+        queries: &[f32],
+        head_dim: usize,
+        (scores, outputs): (&mut [f32], &mut [f32]),
+        mass: &mut [f32],
+        value_scores: &mut [f32],
+    ) {
         let (count, lanes, loops) = (queries.len() / head_dim, mass.len(), SimdLoops(self.level));
         let window = count / self.queries.clone().count();
         let own = self.regions[2];
@@ -151,11 +178,37 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
                     start += scores.len();
                 }
                 let largest = loops.largest(scores);
-                let share = 1.0 / (loops.exponentials(scores, largest) * count as f32);
-                for (mass, &score) in mass.iter_mut().zip(&*scores) {
-                    *mass += score * share;
+                let share = 1.0 / loops.exponentials(scores, largest);
+                for (mass, score) in mass.iter_mut().zip(scores) {
+                    *score *= share;
+                    *mass += *score / count as f32;
                 }
             }
+            if self.values.is_some() {
+                self.outputs(&scores[..rows * lanes], lanes, head_dim, outputs);
+                for output in outputs.chunks_exact(padded(head_dim)).take(rows) {
+                    value_scores.iter_mut().zip(output).for_each(|(score, x)| *score += x * x);
+                }
+            }
+        }
+    }
+
+    /// What each row of attention `weights` takes from the values, [rows][padded D].
+    fn outputs(&self, weights: &[f32], lanes: usize, head_dim: usize, outputs: &mut [f32]) {
+        let (rows, width, mut start) = (weights.len() / lanes, padded(head_dim), 0);
+        outputs.fill(0.0);
+        for region in self.regions {
+            let count = region.lanes.next_multiple_of(BLOCK);
+            for column in (0..width).step_by(BLOCK) {
+                let shape = Shape { m: rows, k: region.lanes, n: BLOCK };
+                let a = Strided { data: &weights[start..], stride: lanes };
+                let b = Strided { data: region.values.get(column..).unwrap_or_default(), stride: width };
+                let c = StridedMut { data: &mut outputs[column..], stride: width };
+                if region.lanes > 0 {
+                    gemm_panel(self.level, shape, a, b, c, true);
+                }
+            }
+            start += count;
         }
     }
 
@@ -249,7 +302,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use thinkey_core::{Plain, QueryWindow, TokenRows, mass};
+    use thinkey_core::{Plain, QueryWindow, TokenRows, mass, value};
 
     fn numbers(seed: u64, len: usize) -> Vec<f32> {
         let mut state = seed;
@@ -302,22 +355,43 @@ mod tests {
 
             let parts = [0..past_sinks, past_sinks..past_sinks + ring, past_sinks + ring..tokens];
             let blocks = parts.clone().map(|part| packed(&keys[part.start * d..part.end * d], d));
+            let value_rows = numbers(!seed, tokens * d);
+            let wide = parts.clone().map(|part| {
+                let mut wide = vec![0.0; part.len().next_multiple_of(BLOCK) * padded(d)];
+                for (row, value) in wide.chunks_exact_mut(padded(d)).zip(value_rows[part.start * d..part.end * d].chunks_exact(d)) {
+                    row[..d].copy_from_slice(value);
+                }
+                wide
+            });
             let region = |index: usize| Region {
-                keys: &blocks[index], values: &[], channels: d, lanes: parts[index].len(), hidden: 0,
+                keys: &blocks[index], values: &wide[index], channels: d, lanes: parts[index].len(), hidden: 0,
                 position: parts[index].start as isize, thin: false,
             };
+            let kept_values = (seed as usize % d) + 1;
+            let mut value_scores = vec![0.0; d];
+            let all_values = TokenRows::new(&value_rows, tokens, d, d).unwrap();
+            let mut row = vec![0.0; tokens];
+            value::score::query(&Plain, &query_window, &rows, &all_values, &mut row, &mut value_scores).unwrap();
             let regions = [region(0), region(1), region(2)];
             for level in Level::available() {
                 let lesson = Lesson {
                     level, queries: queries.chunks(window * d), regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
-                    choose: None,
+                    moments: true, choose: None, values: Some(kept_values),
                 };
                 let mut memory = vec![f32::NAN; len(tokens, group * window, d)];
                 let learnt = lesson.run(d, &mut memory).unwrap();
-                for (ours, theirs) in learnt.mean.iter().zip(&mean) {
+                // Of channels that score alike either may be kept.
+                let least = |mask: &ChannelMask| mask.channels().map(|c| value_scores[c]).fold(f32::INFINITY, f32::min);
+                let best = select::select(&value_scores, kept_values).unwrap();
+                let (ours, theirs) = (least(&learnt.values.unwrap()), least(&best));
+                prop_assert!((ours - theirs).abs() <= 1e-3 * theirs, "{ours} {theirs}");
+                let Some(Moments::Known { mean: own_mean, covariance: own_covariance, .. }) = learnt.moments else {
+                    panic!("moments were asked for");
+                };
+                for (ours, theirs) in own_mean.iter().zip(&mean) {
                     prop_assert!((ours - theirs).abs() < 1e-4, "{ours} {theirs}");
                 }
-                for (at, (ours, theirs)) in learnt.covariance.iter().zip(&covariance).enumerate() {
+                for (at, (ours, theirs)) in own_covariance.iter().zip(&covariance).enumerate() {
                     prop_assert!((ours - theirs).abs() < 2e-4, "{at}: {ours} {theirs}");
                 }
             }

@@ -8,7 +8,7 @@
 use super::{
     aligned::AlignedVec,
     attention::{AttentionScratch, Fused},
-    cache::ThinCache,
+    cache::{HeadStep, ThinCache},
     learn::{self, Lesson},
     pool::Pool,
     simd::{LANES, Level},
@@ -21,11 +21,15 @@ use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows,
 /// own tokens so far.
 ///
 /// First come the new tokens of all KV heads, each with its keys, `[block][D][32]`, and its values, `[token][padded D]`;
-/// they are in the same place in every layer. What is held of the past follows, as long as the layer's heads are thick.
+/// they are in the same place in every layer. What is held of the past follows, head after head of the cache and as long as
+/// the layer's heads are thick.
 #[derive(Debug)]
 pub struct Prompt {
     slot: usize,
+    /// How heads lie in fused rows.
     heads: Heads,
+    /// As the cache has them that it attends to.
+    cached: Heads,
     /// Tokens of the prompt.
     rows: usize,
     /// Those of the layer at hand that are here.
@@ -84,17 +88,17 @@ impl Prompt {
     /// newest `window` are kept.
     #[must_use]
     pub fn new(cache: &ThinCache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self {
-        let span = cache.span(slot);
+        let (span, cached) = (cache.span(slot), heads.cached(cache.plan()));
         let layers = 0..cache.plan().layers;
         // At once and for the thickest layer: to grow would be to have old and new at a time.
         let past = layers.map(|layer| {
             let head = |head| packed_len(&past(span, cache.kept(layer, head), heads.head_dim), heads.head_dim);
-            (0..heads.kv_heads).map(head).sum::<usize>()
+            (0..cached.kv_heads).map(head).sum::<usize>()
         });
         let floats = past.max().unwrap_or(0) + heads.kv_heads * Self::own(rows, heads.head_dim);
         let window = window.min(rows);
         let queries = AlignedVec::zeros(heads.heads * window * heads.head_dim);
-        Self { slot, heads, rows, held: 0, packed: AlignedVec::zeros(floats), window, queries }
+        Self { slot, heads, cached, rows, held: 0, packed: AlignedVec::zeros(floats), window, queries }
     }
 
     /// Floats of the new tokens of a head.
@@ -114,8 +118,8 @@ impl Prompt {
         let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
         let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
         let sinks = past.min(plan.sinks).next_multiple_of(BLOCK);
-        let lanes = prompt.next_multiple_of(BLOCK) + sinks + recent + 2 * BLOCK;
-        AlignedVec::bytes(plan.kv_heads * (lanes * whole + blocks * BLOCK * thin))
+        let (new, lanes) = (prompt.next_multiple_of(BLOCK), sinks + recent + 2 * BLOCK);
+        AlignedVec::bytes(plan.kv_heads * new * whole + plan.heads() * (lanes * whole + blocks * BLOCK * thin))
             + AlignedVec::bytes(heads * window.min(prompt) * plan.head_dim)
     }
 
@@ -153,7 +157,7 @@ impl Prompt {
         if self.held == self.rows {
             self.held = 0;
         }
-        let Self { slot, heads, rows, held, ref mut packed, window, ref mut queries } = *self;
+        let Self { slot, heads, cached, rows, held, ref mut packed, window, ref mut queries } = *self;
         let (Heads { kv_heads, head_dim, .. }, padded) = (heads, padded(heads.head_dim));
         let count = fused.data.len() / fused.stride;
         assert!(held.is_multiple_of(BLOCK) && held + count <= rows, "{count} rows after {held} of {rows}");
@@ -165,7 +169,7 @@ impl Prompt {
         }
         let (own, past) = packed.split_at_mut(kv_heads * Self::own(rows, head_dim));
         if held == 0 {
-            pack_past(pool, cache, layer, slot, heads, past)?;
+            pack_past(pool, cache, layer, slot, cached, past)?;
         }
         let lanes = rows.next_multiple_of(BLOCK);
         let blocks = own.chunks_exact_mut(Self::own(rows, head_dim)).enumerate().flat_map(|(head, own)| {
@@ -190,10 +194,9 @@ impl Prompt {
         Ok(())
     }
 
-    /// The queries of the newest `count` tokens, of those that are kept, of each query head of KV head `head`.
-    fn queries(&self, head: usize, count: usize) -> impl Iterator<Item = &[f32]> + Clone {
-        let Self { heads: Heads { head_dim, .. }, window, .. } = *self;
-        let group = self.heads.group();
+    /// The queries of the newest `count` tokens, of those that are kept, of each query head of head `head` of `heads`.
+    fn queries(&self, heads: Heads, head: usize, count: usize) -> impl Iterator<Item = &[f32]> + Clone {
+        let (window, head_dim, group) = (self.window, heads.head_dim, heads.group());
         let members = self.queries[head * group * window * head_dim..].chunks_exact((window * head_dim).max(1));
         members.take(group).map(move |member| &member[(window - count) * head_dim..])
     }
@@ -212,8 +215,10 @@ impl Prompt {
         layer: usize,
         scratch: &mut AttentionScratch,
     ) -> Result<(), Error> {
-        let Self { slot, heads, rows, held, ref packed, .. } = *self;
-        let (head_dim, group) = (heads.head_dim, heads.group());
+        let Self { slot, rows, held, ref packed, .. } = *self;
+        // Not those of the prompt: a cache that shares it may have others.
+        let heads = self.heads.cached(cache.plan());
+        let (head_dim, group, copies) = (heads.head_dim, heads.group(), cache.plan().copies);
         assert_eq!(held, rows, "rows of the layer");
         let scoring = cache.window().min(rows);
         assert!(scoring <= self.window, "{scoring} queries score, and {} are kept", self.window);
@@ -223,20 +228,21 @@ impl Prompt {
         let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
         let lock = |head: usize| steps[head].lock().unwrap_or_else(PoisonError::into_inner);
         let lesson = learn::len(span.sinks as usize + span.recent as usize + rows, group * scoring, head_dim);
-        let learns = (0..steps.len()).any(|head| lock(head).learns());
+        let asks = |step: &HeadStep<'_>| step.asks_moments() || step.asks_values();
+        let learns = (0..steps.len()).any(|head| asks(&lock(head)));
         let memory = scratch.threads(pool.threads(), if learns { lesson } else { 0 });
         pool.try_run_on_threads(steps.len(), &|head, thread| {
-            let (keys, values) = own(packed, rows, head_dim, head);
+            let (keys, values) = own(packed, rows, head_dim, head / copies);
             let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(head_dim) };
-            let queries = || self.queries(head, scoring);
+            let queries = || self.queries(heads, head, scoring);
             // The locks are never contended: they are what makes the access safe.
             let mut step = lock(head);
             step.add_queries(queries().map(|queries| (queries, scoring, head_dim)))?;
-            if !step.learns() {
+            if !asks(&step) {
                 return step.admit(group, kv, None);
             }
             let before = kept[..head].iter().map(|&kept| packed_len(&past(span, kept, head_dim), head_dim)).sum();
-            let [first, _, ring, own] = self.regions(head, before, span, kept[head], position);
+            let [first, _, ring, own] = self.regions((head, copies), before, span, kept[head], position);
             let lesson = Lesson {
                 level,
                 queries: queries(),
@@ -244,7 +250,9 @@ impl Prompt {
                 sinks,
                 thinned: step.step().thinned,
                 window: window.unwrap_or(usize::MAX),
+                moments: step.asks_moments(),
                 choose: (step.score() == Score::Residual).then_some(kept[head]),
+                values: step.asks_values().then_some(step.layout().kept_values as usize),
             };
             let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
             step.admit(group, kv, Some(lesson.run(head_dim, &mut memory)?))
@@ -268,14 +276,14 @@ impl Prompt {
         out.values.clear();
         values.chunks_exact(padded(head_dim)).take(rows).for_each(|value| out.values.extend(&value[..head_dim]));
         out.queries.clear();
-        self.queries(head, window).for_each(|queries| out.queries.extend(queries));
+        self.queries(self.heads, head, window).for_each(|queries| out.queries.extend(queries));
     }
 
-    /// What the queries of KV head `head` see, whose cache before the prompt has `span`: sinks, thin prefix with `kept`
+    /// What the queries of head `head` of the cache, which has so many copies of a KV head, see, whose cache before the prompt has `span`: sinks, thin prefix with `kept`
     /// channels, ring, and the new tokens so far. `before` are the floats that the heads before it take of the past.
     pub(super) fn regions(
         &self,
-        head: usize,
+        (head, copies): (usize, usize),
         before: usize,
         span: Span,
         kept: usize,
@@ -292,7 +300,7 @@ impl Prompt {
             part.split_at(lanes * channels)
         });
         let hidden = span.hidden as usize;
-        let (keys, values) = own(&self.packed, self.rows, head_dim, head);
+        let (keys, values) = own(&self.packed, self.rows, head_dim, head / copies);
         let position = position as isize;
         let whole = |(keys, values), lanes, position| Region {
             keys,
@@ -397,7 +405,7 @@ fn put_key(keys: &mut [f32], token: usize, key: &[f32]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use thinkey_core::StorageKind;
+    use thinkey_core::{Lambda, StorageKind, policy::Fix};
 
     proptest! {
         /// However a sequence comes to its tokens: by prompts and steps of any lengths.
@@ -413,9 +421,10 @@ mod tests {
             scoring in 1usize..50,
             feeds in prop::collection::vec((any::<bool>(), 1usize..300), 1..12),
         ) {
-            let (kind, kept, kv_heads) = (StorageKind::F32, head_dim - thinned, 2);
+            let (kind, kept, kv_heads, copies) = (StorageKind::F32, head_dim - thinned, 2, 1 + thinned % 2);
             let plan = CachePlan {
-                layers: 2, kv_heads, head_dim, sinks, recent, corrected: false, slots: 1, tokens, window, keys: kind,
+                layers: 2, kv_heads, head_dim, sinks, recent, copies, flexible: false, fix: Fix::None,
+                value_lambda: Lambda::WHOLE, slots: 1, tokens, window, keys: kind,
                 values: kind,
             };
             let heads = Heads { heads: 4, kv_heads, head_dim };

@@ -18,11 +18,12 @@ pub fn attend<B: Backend>(
     own: Option<Tensor<B, 2>>,
     heads: Heads,
 ) -> Tensor<B, 2> {
-    let (rows, dim, group) = (fused.dims()[0], heads.head_dim, heads.group());
+    let (cached, copies) = (heads.cached(cache.plan()), cache.plan().copies);
+    let (rows, dim, group) = (fused.dims()[0], heads.head_dim, cached.group());
     let first = cache.position(slot) + own.as_ref().map_or(0, |own| own.dims()[0] - rows);
     let column = |at: usize| fused.clone().narrow(1, at, dim);
     let mut outputs = Vec::with_capacity(heads.heads);
-    for kv_head in 0..heads.kv_heads {
+    for kv_head in 0..cached.kv_heads {
         let (mut whole_keys, mut values) = (Vec::new(), Vec::new());
         let past = cache.head(layer, kv_head, slot);
         let mut sink_keys = None;
@@ -38,8 +39,8 @@ pub fn attend<B: Backend>(
             values.push(recent.values());
         }
         if let Some(own) = &own {
-            whole_keys.push(own.clone().narrow(1, heads.keys() + kv_head * dim, dim));
-            values.push(own.clone().narrow(1, heads.values() + kv_head * dim, dim));
+            whole_keys.push(own.clone().narrow(1, heads.keys() + kv_head / copies * dim, dim));
+            values.push(own.clone().narrow(1, heads.values() + kv_head / copies * dim, dim));
         }
         let whole_keys = (!whole_keys.is_empty()).then(|| Tensor::cat(whole_keys, 0));
         let values = Tensor::cat(values, 0);

@@ -1,16 +1,16 @@
 //! A thin cache of plain tensors.
 
-use super::correction::{self, Correction, weights};
+use super::correction::{self, Correction, probabilities, weights};
 use crate::{
     cpu::cache::CacheError,
     ops::{Cache, Heads},
 };
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 use half::{bf16, f16};
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, Error, Span, StorageKind,
-    channel::{compensate, random},
-    policy::Score,
+    Admission, CacheBytes, CachePlan, Error, Lambda, Span, StorageKind,
+    channel::{compensate, random, sketch},
+    policy::{Fix, Score, ThinValues},
     storage::Form,
 };
 
@@ -65,6 +65,8 @@ pub(super) struct Head<B: Backend> {
     pub(super) recent: Option<Tokens<B>>,
     /// Channels kept, ascending.
     pub(super) mask: Option<Tensor<B, 1, Int>>,
+    /// 1 for value channels kept, 0 for others, [1, D], where some are not: the prefix has zeros in these.
+    values: Option<Tensor<B, 2>>,
     /// How queries are corrected for the channels that are not kept.
     pub(super) correction: Option<Correction<B>>,
     /// Sum of the squares of the queries so far, [D].
@@ -73,7 +75,7 @@ pub(super) struct Head<B: Backend> {
 
 impl<B: Backend> Default for Head<B> {
     fn default() -> Self {
-        Self { sinks: None, prefix: None, recent: None, mask: None, correction: None, energy: None }
+        Self { sinks: None, prefix: None, recent: None, mask: None, values: None, correction: None, energy: None }
     }
 }
 
@@ -94,6 +96,7 @@ pub struct ReferenceCache<B: Backend> {
     planned: CacheBytes,
     window: usize,
     score: Score,
+    values: ThinValues,
     /// Channels kept, one a layer and head.
     kept: Vec<usize>,
     slots: Vec<Slot>,
@@ -112,21 +115,25 @@ impl<B: Backend> ReferenceCache<B> {
         if let Some(kind) = [plan.keys, plan.values].into_iter().find(|kind| matches!(kind.form(), Form::Codes(_))) {
             return Err(CacheError::Kind { kind });
         }
-        let heads = plan.layers * plan.kv_heads;
+        if plan.fix == Fix::Lowrank {
+            return Err(CacheError::Part { part: "fix=lowrank" });
+        }
+        let heads = plan.layers * plan.heads();
         Ok(Self {
             device: device.clone(),
             plan,
             planned: plan.bytes(kept)?,
             window,
             score: Score::default(),
-            kept: (0..heads).map(|head| kept(head / plan.kv_heads, head % plan.kv_heads)).collect(),
+            values: ThinValues::default(),
+            kept: (0..heads).map(|head| kept(head / plan.heads(), head % plan.heads())).collect(),
             slots: vec![Slot::default(); plan.slots],
             heads: vec![Head::default(); heads * plan.slots],
         })
     }
 
     fn index(&self, layer: usize, head: usize, slot: usize) -> usize {
-        slot * self.kept.len() + layer * self.plan.kv_heads + head
+        slot * self.kept.len() + layer * self.plan.heads() + head
     }
 
     /// What a head holds of a sequence.
@@ -163,16 +170,18 @@ impl<B: Backend> ReferenceCache<B> {
         let step = self.slots[slot].step.expect("a step is under way");
         let (rows, dim) = (fused.dims()[0], heads.head_dim);
         let scoring = rows.min(self.window);
-        for kv_head in 0..heads.kv_heads {
+        let copies = self.plan.copies;
+        let cached = heads.cached(&self.plan);
+        for cached_head in 0..cached.kv_heads {
             let column = |at: usize, width: usize| fused.clone().narrow(1, at, width);
-            let keys = column(heads.keys() + kv_head * dim, dim);
-            let values = column(heads.values() + kv_head * dim, dim);
-            let index = self.index(layer, kv_head, slot);
+            let keys = column(heads.keys() + cached_head / copies * dim, dim);
+            let values = column(heads.values() + cached_head / copies * dim, dim);
+            let index = self.index(layer, cached_head, slot);
             let mut head = std::mem::take(&mut self.heads[index]);
             if head.mask.is_none() {
-                let width = heads.group() * dim;
-                let queries = column(kv_head * width, width).narrow(0, rows - scoring, scoring);
-                let energy = squares(queries.reshape([scoring * heads.group(), dim]));
+                let width = cached.group() * dim;
+                let queries = column(cached_head * width, width).narrow(0, rows - scoring, scoring);
+                let energy = squares(queries.clone().reshape([scoring * cached.group(), dim]));
                 let energy = match head.energy.take() {
                     Some(before) => before + energy,
                     None => energy,
@@ -180,7 +189,7 @@ impl<B: Backend> ReferenceCache<B> {
                 if step.new_blocks().is_empty() {
                     head.energy = Some(energy);
                 } else {
-                    let queries = (self.slots[slot].scored + scoring) * heads.group();
+                    let scored = (self.slots[slot].scored + scoring) * cached.group();
                     let all = match &head.recent {
                         Some(recent) => Tensor::cat(vec![recent.keys(), keys.clone()], 0),
                         None => keys.clone(),
@@ -188,14 +197,12 @@ impl<B: Backend> ReferenceCache<B> {
                     let tokens = all.dims()[0];
                     let at = index % self.kept.len();
                     let score = match self.score {
-                        Score::Query | Score::Residual => {
-                            energy / queries as f32 * squares(all.clone()) / tokens as f32
-                        }
+                        Score::Query | Score::Residual => energy / scored as f32 * squares(all.clone()) / tokens as f32,
                         Score::Sample { tokens: most } => {
                             let every = tokens.div_ceil(most.max(1) as usize) as i32;
                             let rows = Tensor::arange_step(0..tokens as i64, every as usize, &self.device);
                             let count = rows.dims()[0];
-                            energy / queries as f32 * squares(all.clone().select(0, rows)) / count as f32
+                            energy / scored as f32 * squares(all.clone().select(0, rows)) / count as f32
                         }
                         Score::L1 => all.clone().abs().mean_dim(0).reshape([dim]),
                         Score::L2 => (squares(all.clone()) / tokens as f32).sqrt(),
@@ -204,24 +211,50 @@ impl<B: Backend> ReferenceCache<B> {
                             random::random(seed, at, &mut scores);
                             Tensor::from_data(TensorData::new(scores, [dim]), &self.device)
                         }
-                        Score::Sketch { .. } => return Err(Error::Inconsistent { what: "score" }),
+                        Score::Sketch { rows } => {
+                            let keys: Vec<f32> = all.clone().into_data().iter::<f32>().collect();
+                            let (mut lines, mut sketched) = (vec![0.0; rows as usize * dim], vec![0.0; dim]);
+                            sketch::add(&keys, tokens, dim, dim, [at as u64, 0], &mut lines)?;
+                            sketch::energy(&lines, &mut sketched)?;
+                            let sketched = Tensor::from_data(TensorData::new(sketched, [dim]), &self.device);
+                            energy / scored as f32 * sketched / tokens as f32
+                        }
                     };
                     let mask = self.best(score, self.kept[at])?;
-                    if self.plan.corrected {
+                    // Sinks come before all others.
+                    let seen = |all: Tensor<B, 2>, sinks: fn(&Tokens<B>) -> Tensor<B, 2>| match &head.sinks {
+                        Some(before) => Tensor::cat(vec![sinks(before), all], 0),
+                        None => all,
+                    };
+                    let first = step.after.sinks as usize;
+                    let window = self.plan.window.unwrap_or(usize::MAX);
+                    let attention = || probabilities(queries.clone(), seen(all.clone(), Tokens::keys), window, first);
+                    if self.plan.value_lambda != Lambda::WHOLE {
+                        let new = values.clone();
+                        let all = match &head.recent {
+                            Some(recent) => Tensor::cat(vec![recent.values(), new], 0),
+                            None => new,
+                        };
+                        let score = match self.values {
+                            ThinValues::Query { .. } if prompt => {
+                                squares(attention().matmul(seen(all, Tokens::values)))
+                            }
+                            _ => squares(all),
+                        };
+                        let kept = self.best(score, self.plan.value_lambda.kept(dim))?;
+                        let ones = Tensor::ones([kept.dims()[0]], &self.device);
+                        let mask =
+                            Tensor::<B, 1>::zeros([dim], &self.device).scatter(0, kept, ones, IndexingUpdateOp::Add);
+                        head.values = Some(mask.reshape([1, dim]));
+                    }
+                    if self.plan.fix == Fix::Compensated {
                         let (held, thinned) = (step.before.recent as usize, step.thinned);
                         let correction = if prompt && compensate::tells(thinned, dim) {
-                            let queries = column(kv_head * heads.group() * dim, heads.group() * dim);
-                            let queries = queries.narrow(0, rows - scoring, scoring);
-                            let seen = match &head.sinks {
-                                Some(sinks) => Tensor::cat(vec![sinks.keys(), all], 0),
-                                None => all,
-                            };
-                            let first = step.after.sinks as usize;
-                            let window = self.plan.window.unwrap_or(usize::MAX);
-                            let weights = weights(queries, seen.clone(), first..first + thinned, window, first);
+                            let weights = weights(attention(), first..first + thinned);
+                            let seen = seen(all, Tokens::keys);
                             correction::learn(seen.narrow(0, first, thinned), weights, &mask)
                         } else {
-                            // Sinks come before all others: where some are among the new tokens, nothing is held.
+                            // Where some sinks are among the new tokens, nothing is held.
                             correction::means(all.narrow(0, step.sunk, held + rows - step.sunk), &mask)
                         };
                         head.correction = Some(correction);
@@ -239,7 +272,13 @@ impl<B: Backend> ReferenceCache<B> {
             };
             let whole = Tokens::join(head.recent.take(), new);
             if let (Some(mask), Some(thinned)) = (&head.mask, whole.part(0, step.thinned)) {
-                let thinned = Tokens { keys: thinned.keys.select(1, mask.clone()), values: thinned.values };
+                let thinned = Tokens {
+                    keys: thinned.keys.select(1, mask.clone()),
+                    values: match &head.values {
+                        Some(mask) => thinned.values.clone() * mask.clone().cast(thinned.values.dtype()),
+                        None => thinned.values,
+                    },
+                };
                 let prefix = Tokens::join(head.prefix.take(), thinned);
                 head.prefix = Some(prefix);
             }
@@ -291,6 +330,16 @@ impl<B: Backend> Cache for ReferenceCache<B> {
 
     fn score_by(&mut self, score: Score) {
         self.score = score;
+    }
+
+    fn spread(&mut self, kept: &dyn Fn(usize, usize) -> usize) -> Result<(), Error> {
+        let heads = self.plan.heads();
+        (0..self.kept.len()).for_each(|head| self.kept[head] = kept(head / heads, head % heads));
+        Ok(())
+    }
+
+    fn score_values_by(&mut self, values: ThinValues) {
+        self.values = values;
     }
 
     fn position(&self, slot: usize) -> usize {

@@ -12,15 +12,14 @@ pub(super) struct Correction<B: Backend> {
     pub(super) added: Tensor<B, 2>,
 }
 
-/// The attention that `queries` (the newest W, [W, G · D]) pay the tokens `thinned` of those with `keys`, [S, D], half
-/// mixed with as much for all: they sum to 1. Of tokens from `sinks` on, only the newest `window` are seen.
-pub(super) fn weights<B: Backend>(
+/// The attention that `queries` (the newest W, [W, G · D]) pay the tokens with `keys`, [S, D]: [W · G, S]. Of tokens from
+/// `sinks` on, only the newest `window` are seen.
+pub(super) fn probabilities<B: Backend>(
     queries: Tensor<B, 2>,
     keys: Tensor<B, 2>,
-    thinned: Range<usize>,
     window: usize,
     sinks: usize,
-) -> Tensor<B, 1> {
+) -> Tensor<B, 2> {
     let ([newest, width], [tokens, dim]) = (queries.dims(), keys.dims());
     let group = width / dim;
     let sees = |row: usize, token: usize| token <= row && (token < sinks || token.saturating_add(window) > row);
@@ -31,7 +30,13 @@ pub(super) fn weights<B: Backend>(
     let shape = [newest * group, tokens];
     let hidden = Tensor::from_data(TensorData::new(hidden, shape), &keys.device());
     let logits = queries.reshape([newest * group, dim]).matmul(keys.transpose()) / (dim as f32).sqrt();
-    let mass = softmax(logits + hidden, 1).mean_dim(0).reshape([tokens]);
+    softmax(logits + hidden, 1)
+}
+
+/// The mean of `probabilities` of the tokens `thinned`, half mixed with as much for all: they sum to 1.
+pub(super) fn weights<B: Backend>(probabilities: Tensor<B, 2>, thinned: Range<usize>) -> Tensor<B, 1> {
+    let [_, tokens] = probabilities.dims();
+    let mass = probabilities.mean_dim(0).reshape([tokens]);
     let (first, count) = (thinned.start, thinned.len());
     let mass = mass.narrow(0, first, count);
     let total = mass.clone().sum().into_scalar();

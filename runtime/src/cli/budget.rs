@@ -1,6 +1,6 @@
 //! Memory is planned before the weights are loaded: `--max-memory` and `--lambda auto`.
 
-use super::{CliError, inspect::lambda, options::Options};
+use super::{CliError, inspect::lambda, memory::available_bytes, options::Options};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{fmt, str::FromStr};
@@ -10,7 +10,7 @@ use thinkey::{
     policy::{CacheDesign, Calibration},
     weights::Checkpoint,
 };
-use thinkey_core::Lambda;
+use thinkey_core::{Lambda, channel::dynamic::Reason};
 
 /// λ as the command line gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct Budget {
     pub design: CacheDesign,
     /// Whether its λ was found.
     auto: bool,
+    /// λ as what is free has settled it, and why.
+    settled: Option<(Lambda, Reason)>,
     /// Bytes planned, where the device is one that is planned for.
     planned: Option<usize>,
     /// Bytes allowed.
@@ -75,13 +77,16 @@ impl Budget {
         if device != Device::Ndarray {
             return match allowed {
                 Some(_) => Err(CliError::BudgetDevice { device }),
-                None => Ok(Self { design: planner.design(policy)?, auto, planned: None, allowed }),
+                None => Ok(Self { design: planner.design(policy)?, auto, settled: None, planned: None, allowed }),
             };
         }
         let workload = options.workload(context, Some(prompt), policy);
+        let free = allowed.or_else(available_bytes).unwrap_or(usize::MAX);
+        let (policy, settled) = planner.settle(&workload, free)?;
+        let workload = Workload { policy, ..workload };
         let Some(budget) = allowed else {
             let planned = Some(planner.plan(&workload)?.total());
-            return Ok(Self { design: planner.design(policy)?, auto, planned, allowed });
+            return Ok(Self { design: planner.design(policy)?, auto, settled, planned, allowed });
         };
         let found = if auto { planner.smallest_lambda(&workload, budget) } else { None };
         let policy = found.map_or(Ok(policy), |lambda| policy.with_lambda(lambda))?;
@@ -89,7 +94,7 @@ impl Budget {
         if plan.total() > budget {
             return Err(CliError::Memory(Box::new(TooLarge::new(&planner, &workload, &plan, budget))));
         }
-        let budget = Self { design: planner.design(policy)?, auto, planned: Some(plan.total()), allowed };
+        let budget = Self { design: planner.design(policy)?, auto, settled, planned: Some(plan.total()), allowed };
         if let (true, Some(allowed)) = (auto, allowed) {
             eprintln!("thinkey: λ = {} is the smallest that fits {}", budget.lambda(), HumanBytes(allowed as u64));
         }
@@ -106,15 +111,23 @@ impl Budget {
         self.auto
     }
 
-    /// Bytes planned and allowed.
+    /// Bytes planned and allowed, and why λ is what it is, where what is free has settled it.
     pub fn json(&self) -> Value {
-        json!({ "planned": self.planned, "allowed": self.allowed })
+        let settled =
+            self.settled.map(|(lambda, reason)| json!({ "lambda": share(lambda), "why": reason.to_string() }));
+        json!({ "planned": self.planned, "allowed": self.allowed, "settled": settled })
     }
 }
 
 /// Shown where memory is limited, as a line without an end.
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((lambda, reason)) = self.settled {
+            write!(f, "λ = {}: {reason}", share(lambda))?;
+            if self.allowed.is_some() {
+                writeln!(f)?;
+            }
+        }
         if let (Some(planned), Some(allowed)) = (self.planned, self.allowed) {
             let how = if self.auto { "chosen" } else { "given" };
             let (planned, allowed) = (HumanBytes(planned as u64), HumanBytes(allowed as u64));

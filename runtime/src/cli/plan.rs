@@ -4,6 +4,7 @@ use super::{
     CliError,
     budget::share,
     inspect::lambda,
+    memory::available_bytes,
     options::{PolicyOptions, threads},
     size::Size,
 };
@@ -79,6 +80,12 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         threads: threads(arguments.threads),
     };
     let planner = Planner::new(&checkpoint, calibration.as_ref());
+    let free = arguments.memory.map(|Size(bytes)| bytes).or_else(available_bytes).unwrap_or(usize::MAX);
+    let (policy, settled) = planner.settle(&workload, free)?;
+    if let Some((lambda, reason)) = settled {
+        eprintln!("thinkey: λ = {}: {reason}", share(lambda));
+    }
+    let workload = Workload { policy, ..workload };
     let report = Report::new(&planner, workload, arguments.memory)?;
     let mut out = std::io::stdout().lock();
     if arguments.json {

@@ -8,7 +8,10 @@ use crate::{
     weights::Checkpoint,
 };
 use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
-use thinkey_core::{CacheBytes, CachePlan, policy::Score};
+use thinkey_core::{
+    CacheBytes, CachePlan,
+    policy::{Choice, Score, ThinValues},
+};
 pub use thinkey_kernels::cpu::linear::Activations;
 pub use thinkey_kernels::ops::HeldHead;
 use thinkey_kernels::{
@@ -84,13 +87,17 @@ pub struct SessionOptions {
     pub window: usize,
     /// What channels are scored by.
     pub score: Score,
+    /// How many of them are kept, where each prompt decides.
+    pub choice: Choice,
+    /// What value channels are scored by, where the plan drops some.
+    pub thin_values: ThinValues,
 }
 
 impl SessionOptions {
     /// A cache of `plan` whose channels the newest `window` queries of a prompt score.
     #[must_use]
     pub const fn new(plan: CachePlan, window: usize) -> Self {
-        Self { plan, window, score: Score::Query }
+        Self { plan, window, score: Score::Query, choice: Choice::Whole, thin_values: ThinValues::Whole }
     }
 }
 
@@ -209,7 +216,8 @@ impl Engine {
         any!(Backend, &mut self.0, |model| model.take_profile())
     }
 
-    /// Empty sequences, `options.plan.slots` of them; head h of layer l keeps `kept(l, h)` channels.
+    /// Empty sequences, `options.plan.slots` of them; head h of layer l of the cache keeps `kept(l, h)` channels, or, where
+    /// each prompt decides, as many on average.
     ///
     /// # Errors
     /// [`ModelError::Cache`] where the plan cannot be or the memory cannot be had.

@@ -1,7 +1,7 @@
 //! From a model's shape to the plan of its cache.
 
 use super::ModelConfig;
-use thinkey_core::{CachePlan, StorageKind};
+use thinkey_core::{CachePlan, Lambda, StorageKind, policy::Fix};
 
 impl ModelConfig {
     /// The plan of a cache for `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole, keys and
@@ -14,7 +14,10 @@ impl ModelConfig {
             head_dim: self.head_dim,
             sinks: 0,
             recent,
-            corrected: false,
+            copies: 1,
+            flexible: false,
+            fix: Fix::None,
+            value_lambda: Lambda::WHOLE,
             slots,
             tokens,
             window: self.sliding_window,

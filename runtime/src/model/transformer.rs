@@ -11,9 +11,10 @@ use super::{
     profile::{Laps, Profile},
 };
 use crate::engine::{DeviceError, SessionOptions};
+use crate::policy::spread::Spread;
 use crate::weights::{Checkpoint, LayerRole, Mapped, Maps, Role, WeightsError};
 use std::ops::{ControlFlow, Range};
-use thinkey_core::{BLOCK, Error, StorageKind};
+use thinkey_core::{BLOCK, Error, Span, StorageKind};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::LinearError, rows::Pairs},
     format::Matrix,
@@ -132,6 +133,8 @@ type Through<'a, O> = dyn FnMut(&O, usize, &<O as ThinOps>::Prompt) -> ControlFl
 /// Cache and activations of sequences under way.
 pub struct Session<O: ThinOps> {
     cache: O::Cache,
+    /// How its prompts share channels out, where they do.
+    spread: Option<Spread>,
     /// Those of a decode step, kept from step to step; a prompt's do not outlive it.
     steps: Option<Activations<O>>,
     host: Vec<f32>,
@@ -291,9 +294,14 @@ impl<O: ThinOps> Model<O> {
         options: SessionOptions,
         kept: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Session<O>, CacheError> {
-        let mut cache = self.ops.cache(options.plan, options.window, kept)?;
-        cache.score_by(options.score);
-        Ok(Session { cache, steps: None, host: Vec::new() })
+        let SessionOptions { plan, window, score, choice, thin_values } = options;
+        let mut cache = self.ops.cache(plan, window, kept)?;
+        cache.score_by(score);
+        cache.score_values_by(thin_values);
+        let heads = (0..plan.layers).flat_map(|layer| (0..plan.heads()).map(move |head| (layer, head)));
+        let planned = || heads.map(|(layer, head)| kept(layer, head) as u16).collect();
+        let spread = if plan.flexible { Spread::new(choice, score, planned()) } else { None };
+        Ok(Session { cache, spread, steps: None, host: Vec::new() })
     }
 
     /// Feeds `tokens` to the sequence of `slot`; see [`Engine::prefill`](crate::engine::Engine::prefill).
@@ -372,7 +380,8 @@ impl<O: ThinOps> Model<O> {
         self.check(tokens)?;
         sessions.iter().try_for_each(|session| session.cache.check(slot, tokens.len()))?;
         sessions.iter_mut().try_for_each(|session| session.cache.begin(slot, tokens.len(), true))?;
-        let mut caches: Vec<_> = sessions.iter_mut().map(|session| &mut session.cache).collect();
+        let mut caches: Vec<_> =
+            sessions.iter_mut().map(|session| (&mut session.cache, session.spread.as_ref())).collect();
         let result = self.read(&mut caches, slot, tokens, through);
         // Buffers of a single run stay: to have them anew for every short prompt takes longer.
         if tokens.len() > RUN {
@@ -380,13 +389,13 @@ impl<O: ThinOps> Model<O> {
         }
         match result {
             Ok(logits) => {
-                caches.iter_mut().for_each(|cache| cache.commit(slot));
+                caches.iter_mut().for_each(|(cache, _)| cache.commit(slot));
                 let Session { host, .. } = sessions.swap_remove(0);
                 self.ops.read(&logits, host);
                 Ok(host)
             }
             Err(error) => {
-                caches.iter_mut().for_each(|cache| cache.clear(slot));
+                caches.iter_mut().for_each(|(cache, _)| cache.clear(slot));
                 Err(error)
             }
         }
@@ -408,7 +417,7 @@ impl<O: ThinOps> Model<O> {
         assert_eq!(slots.len(), tokens.len(), "one token a sequence");
         assert!((1..slots.len()).all(|i| !slots[..i].contains(&slots[i])), "a slot is named twice");
         self.check(tokens)?;
-        let Session { cache, steps, host } = session;
+        let Session { cache, steps, host, .. } = session;
         slots.iter().try_for_each(|&slot| cache.check(slot, 1))?;
         slots.iter().try_for_each(|&slot| cache.begin(slot, 1, false))?;
         match self.step(cache, slots, tokens, steps.take()) {
@@ -437,10 +446,10 @@ impl<O: ThinOps> Model<O> {
     }
 
     /// A prompt through all layers and into every cache; the logits of its last row. What came before it is in the only
-    /// cache, or there is nothing.
+    /// cache, or there is nothing. Caches whose channels the prompt shares out take it when all layers are through.
     fn read(
         &mut self,
-        caches: &mut [&mut O::Cache],
+        caches: &mut [(&mut O::Cache, Option<&Spread>)],
         slot: usize,
         tokens: &[u32],
         through: &mut Through<'_, O>,
@@ -454,8 +463,20 @@ impl<O: ThinOps> Model<O> {
         if long {
             maps.release(&*table);
         }
-        let window = caches.iter().map(|cache| cache.window()).max().unwrap_or(0);
-        let mut prompt = ops.prompt(caches[0], slot, rows, window, heads);
+        let window = caches.iter().map(|(cache, _)| cache.window()).max().unwrap_or(0);
+        let mut later = Vec::with_capacity(caches.len());
+        for (cache, spread) in caches.iter_mut() {
+            let first = cache.position(slot) == 0;
+            let thins = Span::default().admit(rows, cache.plan().retention(), true).thinned > 0;
+            let spread = *spread;
+            if let (Some(spread), true, false) = (spread, first, thins) {
+                spread_by(*cache, spread.planned())?;
+            }
+            later.push(spread.filter(|_| first && thins));
+        }
+        let hold_all = later.iter().any(Option::is_some);
+        let mut through_layers = Vec::new();
+        let mut prompt = ops.prompt(caches[0].0, slot, rows, window, heads);
         // Of whole runs, and of the last one where it is shorter.
         let mut memory = [None, None];
         profile.embed += laps.lap();
@@ -466,20 +487,21 @@ impl<O: ThinOps> Model<O> {
                 let Inner { mut fused, mut mixed } = own.take().unwrap_or_else(|| Inner::new(ops, heads, range.len()));
                 fused = ops.norm_linear(&x, range.clone(), &layer.attention_norm, &layer.qkv, fused);
                 profile.qkv += laps.lap();
-                let position = caches[0].position(slot) + first;
+                let position = caches[0].0.position(slot) + first;
                 fused = ops.rotate(fused, heads, rotation(config, layer), &|row| position + row);
                 profile.rotate += laps.lap();
-                ops.hold(caches[0], index, &mut prompt, &fused)?;
+                ops.hold(caches[0].0, index, &mut prompt, &fused)?;
                 profile.attend += laps.lap();
                 // Of the last layer nothing but the last row is asked for.
                 if index + 1 < layers.len() || range.end == rows {
-                    mixed = ops.attend_prompt(caches[0], index, &prompt, &fused, mixed)?;
+                    mixed = ops.attend_prompt(caches[0].0, index, &prompt, &fused, mixed)?;
                     profile.attend += laps.lap();
                     x = finish(ops, layer, &mixed, x, range, profile, &mut laps);
                 }
                 *own = Some(Inner { fused, mixed });
             }
-            caches.iter_mut().try_for_each(|cache| ops.admit_prompt(cache, index, &prompt))?;
+            let mut now = caches.iter_mut().zip(&later).filter(|(_, later)| later.is_none());
+            now.try_for_each(|((cache, _), _)| ops.admit_prompt(cache, index, &prompt))?;
             if long {
                 maps.release(&layer.mapped);
             }
@@ -487,8 +509,24 @@ impl<O: ThinOps> Model<O> {
             if through(ops, index, &prompt).is_break() {
                 return Err(ModelError::Interrupted);
             }
+            if hold_all && index + 1 < layers.len() {
+                let next = ops.prompt(caches[0].0, slot, rows, window, heads);
+                through_layers.push(std::mem::replace(&mut prompt, next));
+            }
         }
-        drop((prompt, memory));
+        drop(memory);
+        through_layers.push(prompt);
+        for ((cache, _), spread) in caches.iter_mut().zip(&later) {
+            let Some(spread) = spread else { continue };
+            let recent = cache.plan().recent;
+            let kept = spread.share(recent, |head, held| {
+                ops.held(&through_layers[head / heads.kv_heads], head % heads.kv_heads, held);
+            })?;
+            spread_by(*cache, &kept)?;
+            through_layers.iter().enumerate().try_for_each(|(layer, prompt)| ops.admit_prompt(cache, layer, prompt))?;
+        }
+        drop(through_layers);
+        profile.admit += laps.lap();
         if long {
             ops.rest();
         }
@@ -534,6 +572,12 @@ impl<O: ThinOps> Model<O> {
         profile.head += laps.lap();
         Ok(Activations { rows, x, inner: Inner { fused, mixed }, logits })
     }
+}
+
+/// Makes the heads of `cache` keep as many channels as `kept` lists, layer after layer.
+fn spread_by(cache: &mut impl Cache, kept: &[u16]) -> Result<(), Error> {
+    let heads = cache.plan().heads();
+    cache.spread(&|layer, head| kept[layer * heads + head].into())
 }
 
 /// How heads are rotated in a layer.

@@ -3,8 +3,13 @@
 //! are tried.
 
 use super::{Planner, Workload};
-use std::ops::RangeInclusive;
-use thinkey_core::{Lambda, Policy};
+use crate::policy::DesignError;
+use std::{cell::Cell, ops::RangeInclusive};
+use thinkey_core::{
+    Error, Lambda, Policy,
+    channel::dynamic::{self, Bounds, Load, Reason},
+    policy::Choice,
+};
 
 impl Planner<'_> {
     /// Whether `workload` fits `budget` bytes. One that cannot be planned does not.
@@ -30,6 +35,35 @@ impl Planner<'_> {
     pub fn smallest_lambda(&self, workload: &Workload, budget: usize) -> Option<Lambda> {
         let at = |lambda| Some(Workload { policy: workload.policy.with_lambda(lambda).ok()?, ..*workload });
         self.lambdas().find(|&lambda| at(lambda).is_some_and(|workload| self.fits(&workload, budget)))
+    }
+
+    /// The policy of `workload`, whose λ is settled where it is to come from what is free: the smallest with which everything
+    /// fits `budget` bytes, within the bounds of `choice=dynamic`, and why it is that.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn settle(
+        &self,
+        workload: &Workload,
+        budget: usize,
+    ) -> Result<(Policy, Option<(Lambda, Reason)>), DesignError> {
+        let Choice::Dynamic { least, most } = workload.policy.choice else { return Ok((workload.policy, None)) };
+        let top = Policy { choice: Choice::Top { lambda: most }, ..workload.policy };
+        let load = Load { free: budget as u64, tokens: workload.context, sequences: workload.slots };
+        let refused = Cell::new(None);
+        let settled = dynamic::fit(Bounds { least, most }, load, |lambda, context, slots| {
+            let plan = top.with_lambda(lambda).map_err(DesignError::from);
+            let plan = plan.and_then(|policy| self.plan(&Workload { policy, context, slots, ..*workload }));
+            plan.map(|plan| plan.total() as u64).map_err(|error| {
+                refused.set(Some(error));
+                Error::Inconsistent { what: "policy" }
+            })
+        });
+        match (settled, refused.into_inner()) {
+            (Ok((lambda, reason)), _) => Ok((top.with_lambda(lambda)?, Some((lambda, reason)))),
+            (Err(_), Some(error)) => Err(error),
+            (Err(error), None) => Err(error.into()),
+        }
     }
 
     /// The largest λ at which `policy` can be.
@@ -133,6 +167,24 @@ mod tests {
                 let thin = |per_mille| Workload { threads, prompt, ..at(Policy::FULL, per_mille) };
                 rising((0..1000).rev().map(|per_mille| total(thin(per_mille))).collect());
             }
+        }
+    }
+
+    #[test]
+    fn a_dynamic_policy_takes_the_smallest_lambda_that_fits() {
+        let checkpoint = checkpoint();
+        let planner = Planner::new(&checkpoint, None);
+        let dynamic = Workload { policy: "choice=dynamic(.1,.8)".parse().unwrap(), ..WORKLOAD };
+        assert_eq!(planner.settle(&WORKLOAD, 0), Ok((WORKLOAD.policy, None)));
+        let total = |per_mille| planner.plan(&at(Policy::FULL, per_mille)).unwrap().total();
+        for budget in (total(800) - 500..total(100) + 500).step_by(97) {
+            let (policy, settled) = planner.settle(&dynamic, budget).unwrap();
+            let (lambda, reason) = settled.unwrap();
+            let expected = (100..=800).find(|&per_mille| total(per_mille) <= budget);
+            assert_eq!(lambda.per_mille(), expected.unwrap_or(800));
+            assert_eq!(policy, Policy::FULL.with_lambda(lambda).unwrap());
+            assert_eq!(reason == Reason::TooLarge, expected.is_none());
+            assert_eq!(reason == Reason::Fits, lambda.per_mille() == 100);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Bytes by part.
 
-use crate::policy::{CacheDesign, Calibration, DesignError};
+use crate::policy::{CacheDesign, Calibration, DesignError, spread};
 use crate::{
     model::{
         ModelConfig,
@@ -174,7 +174,13 @@ impl<'a> Planner<'a> {
             rows: prompt.min(RUN).max(plan.slots),
             cache: plan,
         };
-        let (short, scratch) = (prompt.min(RUN), Cpu::scratch_bytes(&demand(prompt)));
+        let (short, mut scratch) = (prompt.min(RUN), Cpu::scratch_bytes(&demand(prompt)));
+        if plan.flexible {
+            // A prompt holds all layers until it has shared their channels out.
+            let heads = plan.layers * plan.heads();
+            scratch.packed = scratch.packed * plan.layers
+                + spread::bytes(config.head_dim, config.heads / config.kv_heads, heads, prompt, workload.window);
+        }
         let (slots, logits) = (plan.slots, |rows| Cpu::tensor_bytes(rows * config.vocab));
         Ok(MemoryPlan {
             weights,
@@ -191,7 +197,7 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod tests {
-    use thinkey_core::{CachePlan, StorageKind};
+    use thinkey_core::{CachePlan, Lambda, StorageKind, policy::Fix};
 
     /// A worked example that circulates with another result: 32 sequences of 2,048 tokens, 24 layers of 16 heads of 128
     /// channels. Keys alone are 12.9 GB in f32 and 6.4 GB in f16; keys and values are twice that.
@@ -203,7 +209,10 @@ mod tests {
             head_dim: 128,
             sinks: 0,
             recent: 32,
-            corrected: false,
+            copies: 1,
+            flexible: false,
+            fix: Fix::None,
+            value_lambda: Lambda::WHOLE,
             slots: 32,
             tokens: 2048,
             window: None,

@@ -50,26 +50,26 @@ impl Calibration {
                 return Err(ModelError::Interrupted);
             }
             let mut scores = Vec::with_capacity(average.heads() * config.head_dim);
-            engine.try_examine(window, WINDOW, |_, _, held| Ok::<_, ModelError>(budget(held, &mut scores)?))?;
+            engine.try_examine(window, WINDOW, |_, _, held| Ok::<_, ModelError>(budget(held, RECENT, &mut scores)?))?;
             average.add(&scores)?;
         }
         Ok(Self::new(&config, &average, shortest))
     }
 }
 
-/// Adds the budget scores of a head's channels.
-fn budget(held: &HeldHead, scores: &mut Vec<f32>) -> Result<(), Error> {
+/// Adds the budget scores of a head's channels, where all but the newest `recent` tokens are thinned.
+pub(super) fn budget(held: &HeldHead, recent: usize, scores: &mut Vec<f32>) -> Result<(), Error> {
     let (d, tokens, window) = (held.head_dim, held.tokens(), held.window);
     let group = held.queries.len() / (window * d);
     let keys = TokenRows::new(&held.keys, tokens, d, d)?;
     let queries = QueryWindow::new(&held.queries, [group, window * d], [window, d], d)?;
     let (mut mass, mut row) = (vec![0.0; tokens], vec![0.0; tokens]);
     mass::group_mass(&SimdLoops(Level::best()), &queries, &keys, &mut row, &mut mass)?;
-    mass.truncate(tokens - RECENT);
+    mass.truncate(tokens - recent);
     let total = compensate::weigh(&mut mass, SINKS)?;
     let (mut mean, mut covariance) = (vec![0.0; d], vec![0.0; d * d]);
     let mut scratch = vec![0.0; compensate::moments_scratch(d)];
-    compensate::moments(&keys.first(tokens - RECENT)?, &mass, &mut scratch, &mut mean, &mut covariance)?;
+    compensate::moments(&keys.first(tokens - recent)?, &mass, &mut scratch, &mut mean, &mut covariance)?;
     let (mut energy, at) = (vec![0.0; d], scores.len());
     add_energy(&held.queries, group * window, d, &mut energy)?;
     scores.resize(at + d, 0.0);

@@ -17,6 +17,7 @@
 
 mod calibration;
 mod measure;
+pub(crate) mod spread;
 
 pub use calibration::{Calibration, CalibrationError};
 
@@ -30,7 +31,7 @@ use thinkey_core::{
         adaptive::{self, Grid, MIN_KEPT},
         compensate::SINKS,
     },
-    policy::{Choice, Fix, Heads, Life, PolicyError, Score, Store, ThinValues, Tokens},
+    policy::{Choice, Fix, Heads, Life, PolicyError, Store, ThinValues, Tokens},
 };
 
 /// Why a policy cannot be carried out for a model.
@@ -89,8 +90,7 @@ impl CacheDesign {
     pub fn new(policy: Policy, config: &ModelConfig, calibration: Option<&Calibration>) -> Result<Self, DesignError> {
         policy.check()?;
         supported(&policy)?;
-        let corrected = policy.fix == Fix::Compensated;
-        let mut sinks = if corrected { SINKS } else { 0 };
+        let mut sinks = if policy.fix == Fix::None { 0 } else { SINKS };
         let mut window = config.sliding_window;
         match (policy.tokens, window) {
             (Tokens::Window { .. }, Some(_)) => return Err(DesignError::SlidingWindow { part: "tokens=window" }),
@@ -104,14 +104,27 @@ impl CacheDesign {
         }
         let plan = CachePlan {
             sinks,
-            corrected,
+            copies: match policy.heads {
+                Heads::Kv => 1,
+                Heads::Query => config.heads / config.kv_heads,
+            },
+            flexible: matches!(policy.choice, Choice::Adaptive { .. } | Choice::Threshold { .. }),
+            fix: policy.fix,
+            value_lambda: match policy.thin_values {
+                ThinValues::Whole => Lambda::WHOLE,
+                ThinValues::Query { lambda } | ThinValues::L2 { lambda } => lambda,
+            },
             window,
             values: StorageKind::try_from(policy.values)?,
             ..config.cache_plan(1, 1, 0, StorageKind::try_from(policy.keys)?)
         };
-        let heads = config.layers * config.kv_heads;
+        let heads = plan.layers * plan.heads();
         let kept = match policy.choice {
             Choice::Top { lambda } => vec![lambda.kept(config.head_dim) as u16; heads],
+            Choice::Adaptive { lambda, minimum } if usize::from(minimum) > lambda.kept(config.head_dim) => {
+                return Err(DesignError::Lambda { lambda });
+            }
+            Choice::Adaptive { lambda, .. } => vec![lambda.kept(config.head_dim) as u16; heads],
             Choice::Calibrated { lambda, multiple } => {
                 let grid = Grid {
                     head_dim: config.head_dim,
@@ -137,13 +150,13 @@ impl CacheDesign {
         &self.policy
     }
 
-    /// Channels that KV head `head` of layer `layer` keeps, T.
+    /// Channels that head `head` of layer `layer` of the cache keeps, T; on average and at most, where each prompt decides.
     ///
     /// # Panics
     /// Where the model has no such head.
     #[must_use]
     pub fn kept(&self, layer: usize, head: usize) -> usize {
-        usize::from(self.kept[layer * self.plan.kv_heads + head])
+        usize::from(self.kept[layer * self.plan.heads() + head])
     }
 
     /// The most channels that a head keeps.
@@ -156,7 +169,8 @@ impl CacheDesign {
     /// `window` queries of a prompt score its channels.
     #[must_use]
     pub fn options(&self, slots: usize, tokens: usize, recent: usize, window: usize) -> SessionOptions {
-        SessionOptions { plan: self.plan(slots, tokens, recent), window, score: self.policy.score }
+        let Policy { score, choice, thin_values, .. } = self.policy;
+        SessionOptions { plan: self.plan(slots, tokens, recent), window, score, choice, thin_values }
     }
 
     /// The plan of a cache for `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole.
@@ -189,23 +203,8 @@ fn supported(policy: &Policy) -> Result<(), DesignError> {
         Tokens::H2o { .. } => return part("tokens=h2o", FUNCTIONS),
         Tokens::All | Tokens::Window { .. } => {}
     }
-    if matches!(policy.score, Score::Sketch { .. }) {
-        return part("score=sketch", FUNCTIONS);
-    }
-    match policy.choice {
-        Choice::Threshold { .. } => return part("choice=threshold", "give calibrated(λ,8), which is of a fixed size"),
-        Choice::Adaptive { .. } => return part("choice=adaptive", "give calibrated(λ,8), which is of a fixed size"),
-        Choice::Dynamic { .. } => return part("choice=dynamic", "give --lambda auto with --max-memory"),
-        Choice::Whole | Choice::Top { .. } | Choice::Calibrated { .. } => {}
-    }
-    if policy.fix == Fix::Lowrank {
-        return part("fix=lowrank", FUNCTIONS);
-    }
-    if policy.thin_values != ThinValues::Whole {
-        return part("thin-values", FUNCTIONS);
-    }
-    if policy.heads != Heads::Kv {
-        return part("heads=query", "it takes up to as many times the memory as query heads share keys");
+    if matches!(policy.choice, Choice::Dynamic { .. }) {
+        return part("choice=dynamic", "its λ is settled before, by what is free: plan, generate and chat do");
     }
     if policy.life != Life::Prompt {
         return part("life", FUNCTIONS);

@@ -11,7 +11,7 @@ use thinkey::{
     model::{Architecture, ModelConfig, transformer::WINDOW},
     weights::Checkpoint,
 };
-use thinkey_core::{CachePlan, StorageKind};
+use thinkey_core::{CachePlan, StorageKind, policy::Fix};
 
 /// Steps long enough that every sequence begins, fills and flushes blocks, and one drops some.
 const STEPS: u32 = 150;
@@ -36,7 +36,7 @@ pub fn a_decode_step_allocates_nothing() {
             let plan = engine.config().cache_plan(3, 480, 32, kind);
             // With sinks and corrections too.
             let sinks = if kind == StorageKind::F16 { 4 } else { 0 };
-            let plan = CachePlan { sinks, corrected: sinks > 0, ..plan };
+            let plan = CachePlan { sinks, fix: if sinks > 0 { Fix::Compensated } else { Fix::None }, ..plan };
             let mut session = engine.session(SessionOptions::new(plan, WINDOW), |_, _| 8).unwrap();
             for slot in 0..3 {
                 let prompt: Vec<u32> = (0..10 + 100 * slot as u32).collect();
