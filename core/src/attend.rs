@@ -431,9 +431,35 @@ fn attend_blocks<L: Loops>(
     // Lanes before the first visible one, counted from the first block.
     let unseen = span.hidden as usize + span.run().saturating_sub(window).min(span.prefix());
     let first = blocks.start.max(unseen / BLOCK);
+    if layout.renews {
+        // Blocks of one mask together.
+        let mut start = first;
+        while start < blocks.end {
+            let same = |block: &usize| head.mask_bits(*block) == head.mask_bits(start);
+            let end = start + (start..blocks.end).take_while(same).count();
+            queries.gather(&head.block_mask(start)?);
+            attend_run(loops, head, queries, start..end, unseen, partial)?;
+            start = end;
+        }
+        return Ok(());
+    }
+    attend_run(loops, head, queries, first..blocks.end, unseen, partial)
+}
+
+/// [`attend_blocks`] of blocks that all take the same thin queries. Lanes before `unseen`, counted from the first block of
+/// the prefix, are not seen.
+fn attend_run<L: Loops>(
+    loops: &L,
+    head: &HeadRef<'_>,
+    queries: &mut Queries<'_>,
+    blocks: Range<usize>,
+    unseen: usize,
+    partial: &mut Partial<'_>,
+) -> Result<(), Error> {
+    let (layout, kept) = (head.layout(), head.layout().kept as usize);
     // What is added to all logits of a query head is not added to each: the largest so far is as much lower instead.
     partial.raise(queries.added, -1.0);
-    for start in (first..blocks.end).step_by(TILE_BLOCKS) {
+    for start in blocks.clone().step_by(TILE_BLOCKS) {
         let tile = |index: usize| {
             let block = start + index;
             // The same block of the next tile: its bytes come while this tile is computed.
@@ -457,7 +483,14 @@ fn attend_blocks<L: Loops>(
                 lanes: unseen.saturating_sub(block * BLOCK).min(BLOCK)..BLOCK,
             }
         };
-        attend_tile(loops, (blocks.end - start, tile), queries.thin, queries.group, queries.scores, partial)?;
+        attend_tile(
+            loops,
+            (blocks.end - start, tile),
+            &queries.thin[..queries.group * kept],
+            queries.group,
+            queries.scores,
+            partial,
+        )?;
     }
     partial.raise(queries.added, 1.0);
     Ok(())

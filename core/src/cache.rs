@@ -187,6 +187,31 @@ impl<'a> HeadRef<'a> {
         self.masks.map(|masks| &masks.keys)
     }
 
+    /// The key channels that block `block` holds: its own where [masks change](HeadLayout::renews), else those of all.
+    ///
+    /// # Errors
+    /// [`Error::NoMask`] where none are chosen; [`Error::Kept`] where the block is damaged.
+    ///
+    /// # Panics
+    /// Where `block` is not below the span's blocks.
+    pub fn block_mask(&self, block: usize) -> Result<ChannelMask, Error> {
+        if !self.layout.renews {
+            return self.mask().copied().ok_or(Error::NoMask);
+        }
+        let mask = ChannelMask::from_bits(self.layout.head_dim as usize, self.mask_bits(block))?;
+        if mask.kept() != self.layout.kept as usize {
+            return Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() });
+        }
+        Ok(mask)
+    }
+
+    /// The bytes of the mask of block `block`; none where blocks have none.
+    pub(crate) fn mask_bits(&self, block: usize) -> &'a [u8] {
+        let (mask_at, bytes) = (self.layout.mask_at(), self.key_block(block));
+        let len = if self.layout.renews { (self.layout.head_dim as usize).div_ceil(8) } else { 0 };
+        &bytes[mask_at..mask_at + len]
+    }
+
     /// The value channels that the prefix holds, as [`mask`](Self::mask).
     #[must_use]
     pub fn value_mask(&self) -> Option<&'a ChannelMask> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// The bytes of one KV head of one layer, for all sequences that share the pool:
 ///
 /// ```text
-/// pages × key block   [T][32]        the thin prefix, channel-major
+/// pages × key block   [T][32]        the thin prefix, channel-major; where masks change, its own behind it
 /// pages × value block [32][T′]       token-major
 /// slots × ring        keys [D][ring] channel-major, values [ring][D], query energy [D] f32
 ///         sinks       keys [D][sinks] channel-major, values [sinks][D]
@@ -38,6 +38,9 @@ pub struct HeadLayout {
     pub fix: Fix,
     /// Value channels kept in the prefix, T′.
     pub kept_values: u16,
+    /// Whether masks are chosen anew in the course of a sequence, so that every key block carries its own, as D bits. Not
+    /// together with a fix.
+    pub renews: bool,
     /// Sequences.
     pub slots: u16,
     /// Blocks that fit, over all sequences.
@@ -54,7 +57,7 @@ impl HeadLayout {
     pub const fn of<S: HeadShape>(recent: u16, pages: u32, keys: StorageKind, values: StorageKind) -> Self {
         let (head_dim, kept) = (S::HEAD_DIM as u16, S::KEPT as u16);
         let (fix, kept_values) = (Fix::None, head_dim);
-        Self { head_dim, kept, sinks: 0, recent, fix, kept_values, slots: 1, pages, keys, values }
+        Self { head_dim, kept, sinks: 0, recent, fix, kept_values, renews: false, slots: 1, pages, keys, values }
     }
 
     /// Checks the numbers against each other.
@@ -72,6 +75,9 @@ impl HeadLayout {
         let kept_values = self.kept_values as usize;
         if kept_values == 0 || kept_values > head_dim {
             return Err(Error::Kept { kept: kept_values, head_dim });
+        }
+        if self.renews && !matches!(self.fix, Fix::None) {
+            return Err(Error::Inconsistent { what: "layout" });
         }
         let page = (self.key_block_bytes() + self.value_block_bytes()) as u128;
         let total = page * self.pages as u128 + self.slot_bytes() as u128 * self.slots as u128;
@@ -99,9 +105,14 @@ impl HeadLayout {
         self.ring_capacity().next_multiple_of(BLOCK)
     }
 
-    /// Bytes of a thin key block.
+    /// Bytes of a thin key block, with its mask if it has one.
     #[must_use]
     pub const fn key_block_bytes(&self) -> usize {
+        self.mask_at() + if self.renews { align((self.head_dim as usize).div_ceil(8)) } else { 0 }
+    }
+
+    /// Where the mask of a key block begins: behind its keys.
+    pub(crate) const fn mask_at(&self) -> usize {
         self.keys.key_block_bytes(self.kept as usize)
     }
 
@@ -190,7 +201,7 @@ impl HeadLayout {
             Form::Float(_) => 0,
             Form::Codes(kind) => {
                 let most = kept * kind.bytes(QUAD) / QUAD + kind.bytes(QUAD) + ALIGN;
-                most - self.key_block_bytes()
+                most - self.mask_at()
             }
         }
     }

@@ -15,6 +15,8 @@ pub struct CachePlan {
     /// Whether there is to be room for any T per head that sum up to no more than those that are planned: each prompt
     /// decides. Only for one sequence.
     pub flexible: bool,
+    /// Whether masks are chosen anew in the course of a sequence, so that every key block carries its own.
+    pub renews: bool,
     /// Channels per head, D.
     pub head_dim: usize,
     /// First tokens stored whole for good.
@@ -131,6 +133,7 @@ impl CachePlan {
             recent: self.recent as u16,
             fix: self.fix,
             kept_values: self.value_lambda.kept(self.head_dim) as u16,
+            renews: self.renews,
             slots: self.slots as u16,
             pages: pages as u32,
             keys: self.keys,
@@ -208,6 +211,7 @@ mod tests {
         recent: 32,
         copies: 1,
         flexible: false,
+        renews: false,
         fix: Fix::None,
         value_lambda: Lambda::WHOLE,
         slots: 1,

@@ -68,6 +68,8 @@ pub struct CacheHeader {
     pub copies: u16,
     /// Whether heads share their channels out anew for every prompt.
     pub flexible: bool,
+    /// Whether masks are chosen anew in the course of a sequence.
+    pub renews: bool,
     /// Channels per head, D.
     pub head_dim: u16,
     /// First tokens stored whole for good.
@@ -101,6 +103,7 @@ impl CacheHeader {
             kv_heads: narrow("kv_heads", plan.kv_heads)?,
             copies: narrow("copies", plan.copies)?,
             flexible: plan.flexible,
+            renews: plan.renews,
             head_dim: narrow("head_dim", plan.head_dim)?,
             sinks: narrow("sinks", plan.sinks)?,
             recent: narrow("recent", plan.recent)?,
@@ -126,6 +129,7 @@ impl CacheHeader {
             kv_heads: self.kv_heads as usize,
             copies: self.copies as usize,
             flexible: self.flexible,
+            renews: self.renews,
             head_dim: self.head_dim as usize,
             sinks: self.sinks as usize,
             recent: self.recent as usize,
@@ -160,6 +164,7 @@ mod tests {
         recent: 32,
         fix: Fix::Compensated,
         kept_values: 45,
+        renews: false,
         slots: 2,
         pages: 300,
         keys: StorageKind::F16,
@@ -174,6 +179,7 @@ mod tests {
             kv_heads: 3,
             copies: 3,
             flexible: true,
+            renews: true,
             head_dim: 64,
             sinks: 4,
             recent: 32,

@@ -16,6 +16,7 @@ struct Life {
     kept: usize,
     sinks: usize,
     fix: Fix,
+    renews: bool,
     value_lambda: Lambda,
     recent: usize,
     group: usize,
@@ -30,25 +31,29 @@ fn lives() -> impl Strategy<Value = Life> {
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
     let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank][..]);
     let value_lambda = prop_oneof![2 => Just(0u16), 1 => 1u16..1000];
+    let fix = prop_oneof![3 => fix.prop_map(|fix| (fix, false)), 1 => Just((Fix::None, true))];
     let first = (prop_oneof![Just(0usize), 1usize..6, Just(40usize)], fix, value_lambda);
     (1usize..=80, first, 0usize..50, 1usize..=4, prop::option::of(1usize..250), [kind(), kind()], any::<u64>())
-        .prop_flat_map(|(head_dim, (sinks, fix, value_lambda), recent, group, window, [keys, values], seed)| {
-            let steps = prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1usize..150], 1..40);
-            (1..=head_dim, steps).prop_map(move |(kept, steps)| Life {
-                head_dim,
-                kept,
-                sinks,
-                fix,
-                value_lambda: Lambda::from_per_mille(value_lambda).unwrap(),
-                recent,
-                group,
-                window,
-                keys,
-                values,
-                steps,
-                seed,
-            })
-        })
+        .prop_flat_map(
+            |(head_dim, (sinks, (fix, renews), value_lambda), recent, group, window, [keys, values], seed)| {
+                let steps = prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1usize..150], 1..40);
+                (1..=head_dim, steps).prop_map(move |(kept, steps)| Life {
+                    head_dim,
+                    kept,
+                    sinks,
+                    fix,
+                    renews,
+                    value_lambda: Lambda::from_per_mille(value_lambda).unwrap(),
+                    recent,
+                    group,
+                    window,
+                    keys,
+                    values,
+                    steps,
+                    seed,
+                })
+            },
+        )
 }
 
 fn numbers(seed: &mut u64, len: usize) -> Vec<f32> {
@@ -94,7 +99,8 @@ fn contents(life: &Life, head: &HeadRef<'_>) -> (Vec<f32>, Vec<f32>) {
     for token in 0..head.span().prefix() {
         head.read_prefix(token, &mut thin, &mut value).unwrap();
         key.fill(0.0);
-        head.mask().unwrap().channels().zip(&thin).for_each(|(channel, &x)| key[channel] = x);
+        let block = (token + head.span().hidden as usize) / BLOCK;
+        head.block_mask(block).unwrap().channels().zip(&thin).for_each(|(channel, &x)| key[channel] = x);
         keys.extend(&key);
         values.extend(&value);
     }
@@ -138,6 +144,10 @@ fn rounding(kind: StorageKind) -> f32 {
 /// the correction that the head has stored.
 fn corrected(head: &HeadRef<'_>, query: &[f32]) -> (Vec<f32>, f32) {
     let Some(mask) = head.mask() else { return (query.to_vec(), 0.0) };
+    if head.layout().renews {
+        // Keys have zeros where their block keeps nothing.
+        return (query.to_vec(), 0.0);
+    }
     let (mut thin, mut added) = (vec![0.0; mask.kept()], 0.0);
     mask.gather(query, &mut thin);
     if let Some(numbers) = correction(head) {
@@ -185,7 +195,7 @@ proptest! {
     fn blocks_equal_a_dense_softmax(life in lives()) {
         let (d, total) = (life.head_dim, life.steps.iter().sum());
         let plan = CachePlan {
-            layers: 1, kv_heads: 1, head_dim: d, sinks: life.sinks, recent: life.recent, fix: life.fix, copies: 1, flexible: false,
+            layers: 1, kv_heads: 1, head_dim: d, sinks: life.sinks, recent: life.recent, fix: life.fix, copies: 1, flexible: false, renews: life.renews,
             value_lambda: life.value_lambda, slots: 2, tokens: total, window: life.window, keys: life.keys, values: life.values,
         };
         let layout = plan.head(life.kept).unwrap();
@@ -193,6 +203,7 @@ proptest! {
         let mut memory = vec![[u64::MAX; 8]; layout.bytes() / 64];
         let mut seed = life.seed;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let mut block_masks: Vec<ChannelMask> = Vec::new();
         let (mut span, mut table, mut masks, mut scored) = (Span::default(), Vec::new(), None::<Masks>, 0);
         let mut free: Vec<u32> = (0..layout.pages).rev().step_by(2).chain((0..layout.pages).rev().skip(1).step_by(2)).collect();
         let slot = 1;
@@ -241,6 +252,15 @@ proptest! {
                     }
                 }
             }
+            if let (true, Some(masks)) = (life.renews && !admission.new_blocks().is_empty(), &mut masks) {
+                let scores = numbers(&mut seed, d);
+                masks.keys = select(&scores, life.kept).unwrap();
+                block_masks.drain(..admission.dropped.min(block_masks.len()));
+                block_masks.truncate(admission.new_blocks().start);
+                block_masks.resize(admission.new_blocks().end, masks.keys);
+            } else if life.renews {
+                block_masks.drain(..admission.dropped.min(block_masks.len()));
+            }
             head.admit(&admission, &table, masks.as_ref(), rows).unwrap();
             span = admission.after;
 
@@ -250,6 +270,7 @@ proptest! {
             let mut scratch = vec![f32::NAN; attend::attend_len(life.group, d)];
             let window = life.window.unwrap_or(usize::MAX);
             attend::attend(&Plain, &head, &query, window, &mut scratch, &mut out).unwrap();
+            let mask_of = |block: usize| if life.renews { block_masks[block] } else { masks.unwrap().keys };
             // What is stored is what came in: a number of the ring as it stores it, a quantised one within half a step.
             let (stored_keys, stored_values) = contents(&life, &head);
             let (sinks, gone) = (span.sinks as usize, keys.len() / d - span.tokens());
@@ -274,7 +295,8 @@ proptest! {
                 for c in 0..d {
                     let (at, from) = (token * d + c, row + c);
                     let gone = |mask: fn(Masks) -> ChannelMask| thin && !mask(masks.unwrap()).contains(c);
-                    let key = if gone(|masks| masks.keys) { 0.0 } else { stored(life.keys, keys[from]) };
+                    let own = || mask_of((token - sinks + span.hidden as usize) / BLOCK);
+                    let key = if thin && !own().contains(c) { 0.0 } else { stored(life.keys, keys[from]) };
                     if columns.is_none() {
                         let off = (stored_keys[at] - key).abs();
                         prop_assert!(off <= if thin { tolerance(life.keys) } else { 0.0 }, "key {token} is off by {off}");
@@ -290,7 +312,7 @@ proptest! {
                 head.read_value_block(block, &mut thin_values, d + 3).unwrap();
                 for lane in if block == 0 { span.hidden as usize } else { 0 }..BLOCK {
                     let token = sinks + block * BLOCK + lane - span.hidden as usize;
-                    for (row, channel) in masks.unwrap().keys.channels().enumerate() {
+                    for (row, channel) in mask_of(block).channels().enumerate() {
                         prop_assert_eq!(thin_keys[row * BLOCK + lane], stored_keys[token * d + channel]);
                     }
                     prop_assert_eq!(&thin_values[lane * (d + 3)..][..d], &stored_values[token * d..][..d]);

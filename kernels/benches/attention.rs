@@ -39,6 +39,7 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
         recent: 32,
         copies: 1,
         flexible: false,
+        renews: false,
         fix: Fix::None,
         value_lambda: Lambda::WHOLE,
         slots: 1,

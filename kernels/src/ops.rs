@@ -17,8 +17,8 @@ use crate::{
 use burn::tensor::{Tensor, backend::Backend};
 use std::ops::Range;
 use thinkey_core::{
-    CacheBytes, CachePlan, Error,
-    policy::{Score, ThinValues},
+    Admission, CacheBytes, CachePlan, Error,
+    policy::{Life, Score, ThinValues},
 };
 
 /// Rows of activations, [rows, width].
@@ -119,12 +119,8 @@ pub trait Cache {
     /// Newest queries of a prompt that score its channels, W.
     fn window(&self) -> usize;
 
-    /// Says what channels are scored by, which is [`Score::Query`] otherwise: for sequences to come.
-    fn score_by(&mut self, score: Score);
-
-    /// Says what value channels are scored by, where the plan drops some, which is their energy otherwise: for sequences to
-    /// come. First tokens that are thinned by a step and not by a prompt always go by energy.
-    fn score_values_by(&mut self, values: ThinValues);
+    /// Says how channels are chosen, which is the default otherwise: for sequences to come.
+    fn choose_by(&mut self, choosing: Choosing);
 
     /// Makes head h of layer l keep `kept(l, h)` channels, where nothing is held yet; a step may have begun.
     ///
@@ -160,6 +156,70 @@ pub trait Cache {
 
     /// Forgets the sequence of `slot`, a step under way included.
     fn clear(&mut self, slot: usize);
+}
+
+/// How a cache chooses channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choosing {
+    /// What key channels are scored by.
+    pub score: Score,
+    /// What value channels are scored by, where the plan drops some. First tokens that are thinned by a step and not by a
+    /// prompt always go by energy.
+    pub values: ThinValues,
+    /// How long a mask holds, where the plan [renews](CachePlan::renews) them.
+    pub life: Life,
+}
+
+/// When a sequence chooses key channels anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Renewal {
+    /// Whether channels have been chosen.
+    chosen: bool,
+    /// Tokens thinned since.
+    since: usize,
+    /// Whether the step under way comes from a prompt.
+    prompt: bool,
+}
+
+impl Renewal {
+    /// A step begins.
+    pub(crate) fn begin(&mut self, prompt: bool) {
+        self.prompt = prompt;
+    }
+
+    /// Whether queries count from this step on anew: what was thinned before does not concern them.
+    pub(crate) fn starts_over(self, life: Life) -> bool {
+        self.chosen && self.prompt && life == Life::Turn
+    }
+
+    /// Whether queries of the step count.
+    pub(crate) fn counts(self, life: Life) -> bool {
+        match life {
+            _ if !self.chosen => true,
+            Life::Prompt => false,
+            Life::Turn => self.prompt,
+            Life::Every { .. } => true,
+        }
+    }
+
+    /// Whether the step chooses, if it is `step`.
+    pub(crate) fn chooses(self, life: Life, step: &Admission) -> bool {
+        !step.new_blocks().is_empty()
+            && match life {
+                _ if !self.chosen => true,
+                Life::Prompt => false,
+                Life::Turn => self.prompt,
+                Life::Every { tokens } => self.since >= tokens as usize,
+            }
+    }
+
+    /// The step is in every layer.
+    pub(crate) fn end(&mut self, life: Life, step: &Admission) {
+        if self.chooses(life, step) {
+            (self.chosen, self.since) = (true, 0);
+        }
+        self.since += step.thinned;
+    }
 }
 
 /// What a prompt [holds](ThinOps::hold) of one KV head in the layer at hand, on the host: after RoPE, row after row.

@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use std::ops::Range;
 use thinkey_core::{
     BLOCK, CachePlan, Lambda, StorageKind,
-    policy::{Fix, Score, ThinValues},
+    policy::{Fix, Life, Score, ThinValues},
 };
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
-    ops::{Cache, HeadNorms, Heads, HeldHead, Norm, Rotation, ThinOps},
+    ops::{Cache, Choosing, HeadNorms, Heads, HeldHead, Norm, Rotation, ThinOps},
     reference::Reference,
 };
 
@@ -129,6 +129,11 @@ proptest! {
     #[test]
     fn admission_and_attention(
         (sinks, corrected, per_query) in (prop_oneof![Just(0usize), 1usize..6, Just(33usize)], any::<bool>(), any::<bool>()),
+        life in prop_oneof![
+            2 => Just(Life::Prompt),
+            1 => Just(Life::Turn),
+            1 => (1u32..100).prop_map(|tokens| Life::Every { tokens }),
+        ],
         thin_values in prop_oneof![
             2 => Just(ThinValues::Whole),
             1 => (1u16..1000).prop_map(|x| ThinValues::L2 { lambda: Lambda::from_per_mille(x).unwrap() }),
@@ -156,8 +161,9 @@ proptest! {
         let kind = if half { StorageKind::F16 } else { StorageKind::F32 };
         let tokens = passes.iter().map(|pass| pass.0.max(1)).sum();
         let plan = CachePlan {
-            layers: 2, kv_heads: 2, copies: if per_query { 3 } else { 1 }, flexible: false, head_dim: 16, sinks, recent,
-            fix: if corrected { Fix::Compensated } else { Fix::None },
+            layers: 2, kv_heads: 2, copies: if per_query { 3 } else { 1 }, flexible: false,
+            renews: life != Life::Prompt, head_dim: 16, sinks, recent,
+            fix: if corrected && life == Life::Prompt { Fix::Compensated } else { Fix::None },
             value_lambda: match thin_values {
                 ThinValues::Whole => Lambda::WHOLE,
                 ThinValues::L2 { lambda } | ThinValues::Query { lambda } => lambda,
@@ -168,12 +174,9 @@ proptest! {
         let mut plain = Reference::<Backend>::default();
         let mut machines: Vec<_> = machines().map(|cpu| (cpu.cache(plan, scoring, &channels).unwrap(), cpu)).collect();
         let mut theirs = plain.cache(plan, scoring, &channels).unwrap();
-        theirs.score_by(score);
-        theirs.score_values_by(thin_values);
-        for (cache, _) in &mut machines {
-            cache.score_by(score);
-            cache.score_values_by(thin_values);
-        }
+        let choosing = Choosing { score, values: thin_values, life };
+        theirs.choose_by(choosing);
+        machines.iter_mut().for_each(|(cache, _)| cache.choose_by(choosing));
         for &(prompt, slot) in &passes {
             // Nothing of a prompt: one step of both sequences.
             let slots = [slot, 1 - slot];
@@ -291,6 +294,7 @@ fn a_score_that_is_no_number_is_an_error() {
         recent: 0,
         copies: 1,
         flexible: false,
+        renews: false,
         fix: Fix::None,
         value_lambda: Lambda::WHOLE,
         slots: 1,
@@ -325,6 +329,7 @@ fn the_reference_refuses_quantised_storage() {
         recent: 32,
         copies: 1,
         flexible: false,
+        renews: false,
         fix: Fix::None,
         value_lambda: Lambda::WHOLE,
         slots: 1,

@@ -1,8 +1,8 @@
 //! Core against recorded reference tensors: scores, masks, two-region attention.
 
 use thinkey_core::{
-    CachePlan, ChannelMask, HeadLayout, HeadMut, HeadRef, KeyOrder, Lambda, Plain, Rows, Scoring, Span, StorageKind,
-    attend,
+    CachePlan, ChannelMask, HeadLayout, HeadMut, HeadRef, KeyOrder, Lambda, Masks, Plain, Rows, Scoring, Span,
+    StorageKind, attend,
 };
 use thinkey_tests::recording::Recording;
 
@@ -34,7 +34,8 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
         recent: RECENT,
         copies: 1,
         flexible: false,
-        fix: Fix::None,
+        renews: false,
+        fix: thinkey_core::policy::Fix::None,
         value_lambda: Lambda::WHOLE,
         slots: 1,
         tokens: tokens + 1,
@@ -58,11 +59,11 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
     let scoring = Scoring { queries: group * window, ..Scoring::default() };
     view.score(&scoring, &admission, rows, &mut scores).unwrap();
     let mask = view.choose(&scoring, &admission, rows).unwrap();
-    view.admit(&admission, &pages, Some(&mask), rows).unwrap();
+    view.admit(&admission, &pages, Some(&Masks::of_keys(mask)), rows).unwrap();
     let (key, value) = (tensor("decode_k"), tensor("decode_v"));
     let step = admission.after.admit(1, plan.retention(), false);
     let row = Rows { keys: key.part(head), order: KeyOrder::Rows, values: value.part(head), stride: head_dim };
-    view.admit(&step, &pages, Some(&mask), row).unwrap();
+    view.admit(&step, &pages, Some(&Masks::of_keys(mask)), row).unwrap();
     Head { layout, memory, pages, span: step.after, mask, scores }
 }
 
@@ -97,7 +98,8 @@ fn scores_masks_and_attention_equal_the_recordings() {
                     }
                     let head_dim = ours.layout.head_dim as usize;
                     let bytes = bytemuck::cast_slice(&ours.memory);
-                    let view = HeadRef::new(ours.layout, bytes, 0, &ours.pages, ours.span, Some(&ours.mask)).unwrap();
+                    let masks = Masks::of_keys(ours.mask);
+                    let view = HeadRef::new(ours.layout, bytes, 0, &ours.pages, ours.span, Some(&masks)).unwrap();
                     let range = head * group..(head + 1) * group;
                     let query = &queries.data[range.start * head_dim..range.end * head_dim];
                     let mut memory = vec![0.0; attend::attend_len(group, head_dim)];

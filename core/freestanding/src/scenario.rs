@@ -64,6 +64,7 @@ pub fn run() -> Result<u64, Error> {
         recent: 32,
         copies: 1,
         flexible: false,
+        renews: false,
         fix: Fix::None,
         value_lambda: Lambda::WHOLE,
         slots: 1,

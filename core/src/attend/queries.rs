@@ -1,7 +1,9 @@
 //! Queries made ready for a head: scaled, and as its thin prefix takes them.
 
 use super::{KeyLanes, Loops, TILE};
-use crate::{BLOCK, Error, HeadRef, MAX_GROUP, StorageKind, channel::compensate::pruned, error::check_len};
+use crate::{
+    BLOCK, ChannelMask, Error, HeadRef, MAX_GROUP, StorageKind, channel::compensate::pruned, error::check_len,
+};
 
 /// Queries made ready for a head: scaled by 1/√D, and gathered to the channels of its prefix or corrected for those that it
 /// lacks.
@@ -9,7 +11,8 @@ use crate::{BLOCK, Error, HeadRef, MAX_GROUP, StorageKind, channel::compensate::
 pub struct Queries<'a> {
     pub(super) group: usize,
     pub(super) whole: &'a [f32],
-    pub(super) thin: &'a [f32],
+    /// As the prefix takes them, `[group][T]`, in room for all channels.
+    pub(super) thin: &'a mut [f32],
     /// What is added to the logits of the prefix, by query head; empty where nothing is.
     pub(super) added: &'a [f32],
     pub(super) scores: &'a mut [f32],
@@ -62,13 +65,20 @@ impl<'a> Queries<'a> {
         for (scaled, &q) in whole.iter_mut().zip(queries) {
             *scaled = q * scale;
         }
-        let (thin, added): (&[f32], &[f32]) = if head.span().blocks > 0 {
+        // Where masks change, queries are gathered as the blocks come.
+        let added: &[f32] = if head.span().blocks > 0 && !head.layout().renews {
             thin_queries(loops, head, whole, thin, added, scores)?;
-            (&thin[..group * head.layout().kept as usize], added)
+            added
         } else {
-            (&[], &[])
+            &[]
         };
         Ok(Self { group, whole, thin, added, scores })
+    }
+
+    /// Gathers the queries to the channels of `mask`.
+    pub(super) fn gather(&mut self, mask: &ChannelMask) {
+        let rows = self.whole.chunks_exact(mask.head_dim()).zip(self.thin.chunks_exact_mut(mask.kept()));
+        rows.for_each(|(whole, thin)| mask.gather(whole, thin));
     }
 }
 

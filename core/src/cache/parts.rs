@@ -258,6 +258,8 @@ impl Parts<'_> {
         for block in admission.new_blocks() {
             let (lanes, first) = admission.lanes(block);
             let bytes = &mut self.key_blocks[layout.key_block(pages[block] as usize)];
+            let (bytes, own) = bytes.split_at_mut(layout.mask_at());
+            mask.to_bits(own);
             if let Form::Codes(kind) = layout.keys.form() {
                 whole.quantise_keys(kind, (&thin, mask.kept()), (lanes, first), bytes)?;
                 continue;

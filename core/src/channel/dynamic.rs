@@ -113,6 +113,7 @@ mod tests {
             recent: 32,
             copies: 1,
             flexible: false,
+            renews: false,
             fix: Fix::None,
             value_lambda: Lambda::WHOLE,
             slots,

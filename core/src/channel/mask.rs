@@ -56,6 +56,20 @@ impl ChannelMask {
         Ok(mask)
     }
 
+    /// The mask as bits, the first channel's lowest, in the front of `bytes`, which has room for D.
+    pub(crate) fn to_bits(self, bytes: &mut [u8]) {
+        let words = self.bits.iter().flat_map(|word| word.to_le_bytes());
+        bytes.iter_mut().zip(words).take(self.head_dim().div_ceil(8)).for_each(|(to, byte)| *to = byte);
+    }
+
+    /// The mask whose bits are in the front of `bytes`.
+    pub(crate) fn from_bits(head_dim: usize, bytes: &[u8]) -> Result<Self, Error> {
+        let mut mask = Self::empty(head_dim)?;
+        let bit = |channel: &usize| bytes.get(channel / 8).is_some_and(|byte| byte >> (channel % 8) & 1 == 1);
+        (0..head_dim).filter(bit).for_each(|channel| mask.insert(channel));
+        Ok(mask)
+    }
+
     /// The mask of as many channels that keeps all.
     #[must_use]
     pub(crate) fn all(self) -> Self {

@@ -213,7 +213,7 @@ pub fn prefill(
     let (mut seen, mut before) = (Vec::with_capacity(kv_heads), 0);
     for head in 0..kv_heads {
         let past = cache.head(layer, head, prompt.slot(), false)?;
-        let kept = cache.kept(layer, head);
+        let kept = cache.packed_channels(layer, head);
         seen.push((prompt.regions((head, copies), before, past.span(), kept, first), past));
         before += past_len(&past);
     }
@@ -297,7 +297,8 @@ impl Tile<'_> {
                 *to = q * scale;
             }
         }
-        if past.span().blocks > 0 {
+        let renews = past.layout().renews;
+        if past.span().blocks > 0 && !renews {
             let (whole, thin) = (&whole[..count * head_dim], &mut thin[..count * head_dim]);
             thin_queries(&SimdLoops(self.level), past, whole, thin, &mut added[..count], scores)?;
         }
@@ -310,9 +311,9 @@ impl Tile<'_> {
             let start = if region.open(self.sinks) > 0 { 0 } else { start };
             for first in (start..end).step_by(TILE_KEYS) {
                 let keys = first..end.min(first + TILE_KEYS);
-                let queries = if region.thin { &*thin } else { &*whole };
+                let queries = if region.thin && !renews { &*thin } else { &*whole };
                 self.scores(region, queries, keys.clone(), scores);
-                if region.thin {
+                if region.thin && !renews {
                     for (scores, &added) in scores.chunks_exact_mut(TILE_KEYS).zip(&*added).take(count) {
                         scores[..keys.len()].iter_mut().for_each(|score| *score += added);
                     }

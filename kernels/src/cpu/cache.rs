@@ -1,13 +1,13 @@
 //! The pool: one arena for the thin caches of all layers, heads and sequences, allocated once by plan.
 
 use super::learn::Learnt;
-use crate::ops::Cache;
+use crate::ops::{Cache, Choosing, Renewal};
 use memmap2::MmapMut;
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error, HeadLayout, HeadMut, HeadRef, Masks, Moments, Rows, Scoring, Span,
     StorageKind,
     channel::compensate,
-    policy::{Score, ThinValues},
+    policy::{Life, Score, ThinValues},
 };
 
 /// Why a cache could not be made.
@@ -47,6 +47,7 @@ struct Slot {
     pages: Vec<u32>,
     /// Query rows of each head that the energies are the sum of.
     scored: usize,
+    renewal: Renewal,
     /// Tokens ever admitted: the position of the next one.
     position: usize,
 }
@@ -59,8 +60,7 @@ struct Slot {
 pub struct ThinCache {
     plan: CachePlan,
     window: usize,
-    score: Score,
-    values: ThinValues,
+    choosing: Choosing,
     bytes: CacheBytes,
     /// One a layer and head.
     layouts: Vec<HeadLayout>,
@@ -141,13 +141,14 @@ impl ThinCache {
                 before: room(per_slot)?,
                 pages: room(per_slot)?,
                 scored: 0,
+                renewal: Renewal::default(),
                 position: 0,
             });
         }
         let mut free = room(per_slot * plan.slots)?;
         free.extend((0..(per_slot * plan.slots) as u32).rev());
-        let (score, values) = (Score::default(), ThinValues::default());
-        Ok(Self { plan, window, score, values, bytes, layouts, starts, arena, masks, slots, free })
+        let choosing = Choosing::default();
+        Ok(Self { plan, window, choosing, bytes, layouts, starts, arena, masks, slots, free })
     }
 
     /// Bytes of heap beside those that the plan counts: where each head lies, and the state of each sequence.
@@ -173,6 +174,11 @@ impl ThinCache {
     #[must_use]
     pub fn kept(&self, layer: usize, head: usize) -> usize {
         self.layouts[self.index(layer, head)].kept as usize
+    }
+
+    /// Channels of the keys of the prefix as [prompts](super::prompt::Prompt) pack them: all, where blocks differ in theirs.
+    pub(super) fn packed_channels(&self, layer: usize, head: usize) -> usize {
+        if self.plan.renews { self.plan.head_dim } else { self.kept(layer, head) }
     }
 
     fn index(&self, layer: usize, head: usize) -> usize {
@@ -212,18 +218,20 @@ impl ThinCache {
     /// # Panics
     /// Where no step is under way.
     pub fn steps(&mut self, layer: usize, slot: usize) -> impl Iterator<Item = Result<HeadStep<'_>, Error>> {
-        let Self { plan, window, score, values, layouts, starts, arena, masks, slots, .. } = self;
-        let (score, values) = (*score, *values);
+        let Self { plan, window, choosing, layouts, starts, arena, masks, slots, .. } = self;
+        let choosing = *choosing;
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
-        let scored = state.scored + step.new.min(*window);
+        let (renewal, before) = (state.renewal, state.scored);
+        let before = if renewal.starts_over(choosing.life) { 0 } else { before };
+        let scored = before + step.new.min(*window);
         let (first, at) = (layer * plan.heads(), slot * layouts.len());
         let mut rest = &mut arena[starts[first]..];
         masks[at + first..][..plan.heads()].iter_mut().zip(first..).map(move |(masks, index)| {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, masks, step, pages: &state.pages, scored, score, values, head: index })
+            Ok(HeadStep { view, masks, step, pages: &state.pages, scored, choosing, renewal, head: index })
         })
     }
 }
@@ -238,8 +246,8 @@ pub struct HeadStep<'a> {
     pages: &'a [u32],
     /// Query rows of each query head in the energies, those of the step included.
     scored: usize,
-    score: Score,
-    values: ThinValues,
+    choosing: Choosing,
+    renewal: Renewal,
     /// The head's number among all of the model.
     head: usize,
 }
@@ -251,8 +259,11 @@ impl HeadStep<'_> {
     /// # Errors
     /// Where slices do not fit.
     pub fn add_queries<'q>(&mut self, queries: impl Iterator<Item = (&'q [f32], usize, usize)>) -> Result<(), Error> {
-        let Self { view, masks, .. } = self;
-        if masks.is_none() {
+        let Self { view, choosing, renewal, .. } = self;
+        if renewal.starts_over(choosing.life) {
+            view.clear_energy();
+        }
+        if renewal.counts(choosing.life) {
             for (data, count, stride) in queries {
                 view.add_query_energy(data, count, stride)?;
             }
@@ -268,12 +279,12 @@ impl HeadStep<'_> {
 
     /// What channels are scored by.
     pub(super) fn score(&self) -> Score {
-        self.score
+        self.choosing.score
     }
 
     /// Whether the step chooses channels.
     fn chooses(&self) -> bool {
-        self.masks.is_none() && !self.step.new_blocks().is_empty()
+        self.renewal.chooses(self.choosing.life, &self.step)
     }
 
     /// Whether, where the step is a prompt, it is to bring what corrects queries or says where keys are projected to.
@@ -288,7 +299,10 @@ impl HeadStep<'_> {
     /// Whether, where the step is a prompt, it is to bring which value channels its queries go by.
     #[must_use]
     pub(super) fn asks_values(&self) -> bool {
-        self.chooses() && self.view.layout().thins_values() && matches!(self.values, ThinValues::Query { .. })
+        self.chooses()
+            && self.view.layout().thins_values()
+            && self.masks.is_none()
+            && matches!(self.choosing.values, ThinValues::Query { .. })
     }
 
     /// The head's layout.
@@ -305,19 +319,24 @@ impl HeadStep<'_> {
     /// Where slices do not fit, or a score is NaN.
     pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
         if self.chooses() {
-            let Self { view, masks, step, scored, score, head, .. } = self;
-            let scoring = Scoring { score: *score, head: *head, queries: *scored * group };
+            let Self { view, masks, step, scored, choosing, head, .. } = self;
+            let scoring = Scoring { score: choosing.score, head: *head, queries: *scored * group };
             let learnt = learnt.unwrap_or_default();
             let keys = match learnt.mask {
                 Some(mask) => mask,
                 None => view.choose(&scoring, step, rows)?,
             };
-            let values = match learnt.values {
-                Some(mask) => mask,
-                None => view.choose_values(step, rows)?,
+            // Values have one mask for good.
+            let values = match (&masks, learnt.values) {
+                (Some(masks), _) => masks.values,
+                (None, Some(mask)) => mask,
+                (None, None) => view.choose_values(step, rows)?,
             };
             view.correct(&keys, learnt.moments.unwrap_or(Moments::Tokens { admission: step, rows }))?;
             **masks = Some(Masks { keys, values });
+            if choosing.life != Life::Prompt {
+                view.clear_energy();
+            }
         }
         let Self { view, masks, step, pages, .. } = self;
         view.admit(step, pages, masks.as_ref(), rows)
@@ -344,8 +363,8 @@ impl Cache for ThinCache {
         self.window
     }
 
-    fn score_by(&mut self, score: Score) {
-        self.score = score;
+    fn choose_by(&mut self, choosing: Choosing) {
+        self.choosing = choosing;
     }
 
     fn spread(&mut self, kept: &dyn Fn(usize, usize) -> usize) -> Result<(), Error> {
@@ -365,10 +384,6 @@ impl Cache for ThinCache {
         Ok(())
     }
 
-    fn score_values_by(&mut self, values: ThinValues) {
-        self.values = values;
-    }
-
     fn position(&self, slot: usize) -> usize {
         self.slots[slot].position
     }
@@ -380,6 +395,7 @@ impl Cache for ThinCache {
         self.free.append(&mut state.pages);
         state.before.clear();
         (state.span, state.step, state.scored, state.position) = (Span::default(), None, 0, 0);
+        state.renewal = Renewal::default();
         for index in 0..heads {
             // The layouts were checked when the cache was made.
             if let Ok(mut head) = self.head_mut(index, slot) {
@@ -402,6 +418,7 @@ impl Cache for ThinCache {
             state.pages.push(page);
         }
         state.step = Some(admission);
+        state.renewal.begin(prompt);
         Ok(())
     }
 
@@ -410,7 +427,15 @@ impl Cache for ThinCache {
         if let Some(step) = state.step.take() {
             state.span = step.after;
             state.position += step.new;
-            state.scored += step.new.min(self.window);
+            let life = self.choosing.life;
+            if state.renewal.starts_over(life) {
+                state.scored = 0;
+            }
+            state.scored += if state.renewal.counts(life) { step.new.min(self.window) } else { 0 };
+            if state.renewal.chooses(life, &step) && life != Life::Prompt {
+                state.scored = 0;
+            }
+            state.renewal.end(life, &step);
         }
     }
 }

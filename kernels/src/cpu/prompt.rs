@@ -92,7 +92,8 @@ impl Prompt {
         let layers = 0..cache.plan().layers;
         // At once and for the thickest layer: to grow would be to have old and new at a time.
         let past = layers.map(|layer| {
-            let head = |head| packed_len(&past(span, cache.kept(layer, head), heads.head_dim), heads.head_dim);
+            let kept = |head| cache.packed_channels(layer, head);
+            let head = |head| packed_len(&past(span, kept(head), heads.head_dim), heads.head_dim);
             (0..cached.kv_heads).map(head).sum::<usize>()
         });
         let floats = past.max().unwrap_or(0) + heads.kv_heads * Self::own(rows, heads.head_dim);
@@ -113,6 +114,7 @@ impl Prompt {
     /// adds is counted in full, which is at most 64 tokens more than any split of them takes.
     #[must_use]
     pub fn bytes(plan: &CachePlan, heads: usize, kept: usize, prompt: usize, window: usize) -> usize {
+        let kept = if plan.renews { plan.head_dim } else { kept };
         let (whole, thin) = (plan.head_dim + padded(plan.head_dim), kept + padded(plan.head_dim));
         let past = plan.tokens.saturating_sub(prompt);
         let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
@@ -224,7 +226,7 @@ impl Prompt {
         assert!(scoring <= self.window, "{scoring} queries score, and {} are kept", self.window);
         let CachePlan { sinks, window, .. } = *cache.plan();
         let (span, position) = (cache.span(slot), cache.position(slot));
-        let kept: Vec<usize> = (0..heads.kv_heads).map(|head| cache.kept(layer, head)).collect();
+        let kept: Vec<usize> = (0..heads.kv_heads).map(|head| cache.packed_channels(layer, head)).collect();
         let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
         let lock = |head: usize| steps[head].lock().unwrap_or_else(PoisonError::into_inner);
         let lesson = learn::len(span.sinks as usize + span.recent as usize + rows, group * scoring, head_dim);
@@ -251,7 +253,7 @@ impl Prompt {
                 thinned: step.step().thinned,
                 window: window.unwrap_or(usize::MAX),
                 moments: step.asks_moments(),
-                choose: (step.score() == Score::Residual).then_some(kept[head]),
+                choose: (step.score() == Score::Residual).then_some(step.layout().kept.into()),
                 values: step.asks_values().then_some(step.layout().kept_values as usize),
             };
             let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -334,7 +336,13 @@ fn own(packed: &[f32], rows: usize, head_dim: usize, head: usize) -> (&[f32], &[
 /// Floats that the past of a head takes.
 pub(super) fn past_len(head: &HeadRef<'_>) -> usize {
     let head_dim = head.layout().head_dim as usize;
-    packed_len(&past(head.span(), head.layout().kept as usize, head_dim), head_dim)
+    packed_len(&past(head.span(), prefix_channels(head), head_dim), head_dim)
+}
+
+/// Channels of the keys of the prefix as they are packed, see [`ThinCache::packed_channels`].
+fn prefix_channels(head: &HeadRef<'_>) -> usize {
+    let layout = head.layout();
+    usize::from(if layout.renews { layout.head_dim } else { layout.kept })
 }
 
 /// Packs what the cache holds of a sequence in a layer, head after head.
@@ -368,14 +376,27 @@ fn pack_head(head: &HeadRef<'_>, packed: &mut [f32]) -> Result<(), Error> {
     let padded = padded(head_dim);
     // Padding that something else was in before.
     packed.fill(0.0);
-    let (mut rest, past) = (packed, past(span, head.layout().kept as usize, head_dim));
+    let (mut rest, past) = (packed, past(span, prefix_channels(head), head_dim));
     let [sinks, thin, ring] = past.map(|(channels, lanes)| {
         let part = rest.split_off_mut(..lanes * (channels + padded)).unwrap_or_default();
         part.split_at_mut(lanes * channels)
     });
     let ((keys, values), kept) = (thin, past[1].0);
     for block in 0..span.blocks as usize {
-        head.read_key_block(block, &mut keys[block * BLOCK * kept..][..BLOCK * kept])?;
+        let keys = &mut keys[block * BLOCK * kept..][..BLOCK * kept];
+        if head.layout().renews {
+            // Keys are zero where the block has none.
+            let rows = head.layout().kept as usize * BLOCK;
+            head.read_key_block(block, &mut keys[..rows])?;
+            for (row, channel) in head.block_mask(block)?.channels().enumerate().collect::<Vec<_>>().into_iter().rev() {
+                keys.copy_within(row * BLOCK..(row + 1) * BLOCK, channel * BLOCK);
+                if channel != row {
+                    keys[row * BLOCK..(row + 1) * BLOCK].fill(0.0);
+                }
+            }
+        } else {
+            head.read_key_block(block, keys)?;
+        }
         head.read_value_block(block, &mut values[block * BLOCK * padded..][..BLOCK * padded], padded)?;
     }
     let mut key = [0.0; thinkey_core::MAX_HEAD_DIM];
@@ -423,7 +444,7 @@ mod tests {
         ) {
             let (kind, kept, kv_heads, copies) = (StorageKind::F32, head_dim - thinned, 2, 1 + thinned % 2);
             let plan = CachePlan {
-                layers: 2, kv_heads, head_dim, sinks, recent, copies, flexible: false, fix: Fix::None,
+                layers: 2, kv_heads, head_dim, sinks, recent, copies, flexible: false, renews: thinned % 3 == 0, fix: Fix::None,
                 value_lambda: Lambda::WHOLE, slots: 1, tokens, window, keys: kind,
                 values: kind,
             };

@@ -63,6 +63,7 @@ pub fn attend<B: Backend>(
                             let added = query.clone().matmul(by.added.clone());
                             query.clone().matmul(by.queries.clone()).matmul(keys) + added
                         }
+                        None if cache.plan().renews => query.clone().matmul(keys),
                         None => query.clone().select(1, mask.clone()).matmul(keys),
                     });
                 }

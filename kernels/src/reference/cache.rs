@@ -3,14 +3,14 @@
 use super::correction::{self, Correction, probabilities, weights};
 use crate::{
     cpu::cache::CacheError,
-    ops::{Cache, Heads},
+    ops::{Cache, Choosing, Heads, Renewal},
 };
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 use half::{bf16, f16};
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error, Lambda, Span, StorageKind,
     channel::{compensate, random, sketch},
-    policy::{Fix, Score, ThinValues},
+    policy::{Fix, Life, Score, ThinValues},
     storage::Form,
 };
 
@@ -85,6 +85,7 @@ struct Slot {
     step: Option<Admission>,
     /// Query rows of each query head in the energies.
     scored: usize,
+    renewal: Renewal,
     position: usize,
 }
 
@@ -95,8 +96,7 @@ pub struct ReferenceCache<B: Backend> {
     plan: CachePlan,
     planned: CacheBytes,
     window: usize,
-    score: Score,
-    values: ThinValues,
+    choosing: Choosing,
     /// Channels kept, one a layer and head.
     kept: Vec<usize>,
     slots: Vec<Slot>,
@@ -124,8 +124,7 @@ impl<B: Backend> ReferenceCache<B> {
             plan,
             planned: plan.bytes(kept)?,
             window,
-            score: Score::default(),
-            values: ThinValues::default(),
+            choosing: Choosing::default(),
             kept: (0..heads).map(|head| kept(head / plan.heads(), head % plan.heads())).collect(),
             slots: vec![Slot::default(); plan.slots],
             heads: vec![Head::default(); heads * plan.slots],
@@ -171,6 +170,9 @@ impl<B: Backend> ReferenceCache<B> {
         let (rows, dim) = (fused.dims()[0], heads.head_dim);
         let scoring = rows.min(self.window);
         let copies = self.plan.copies;
+        let renewal = self.slots[slot].renewal;
+        let starts_over = renewal.starts_over(self.choosing.life);
+        let scored_before = if starts_over { 0 } else { self.slots[slot].scored };
         let cached = heads.cached(&self.plan);
         for cached_head in 0..cached.kv_heads {
             let column = |at: usize, width: usize| fused.clone().narrow(1, at, width);
@@ -178,7 +180,11 @@ impl<B: Backend> ReferenceCache<B> {
             let values = column(heads.values() + cached_head / copies * dim, dim);
             let index = self.index(layer, cached_head, slot);
             let mut head = std::mem::take(&mut self.heads[index]);
-            if head.mask.is_none() {
+            let life = self.choosing.life;
+            if renewal.starts_over(life) {
+                head.energy = None;
+            }
+            if renewal.counts(life) {
                 let width = cached.group() * dim;
                 let queries = column(cached_head * width, width).narrow(0, rows - scoring, scoring);
                 let energy = squares(queries.clone().reshape([scoring * cached.group(), dim]));
@@ -186,17 +192,17 @@ impl<B: Backend> ReferenceCache<B> {
                     Some(before) => before + energy,
                     None => energy,
                 };
-                if step.new_blocks().is_empty() {
+                if !renewal.chooses(life, &step) {
                     head.energy = Some(energy);
                 } else {
-                    let scored = (self.slots[slot].scored + scoring) * cached.group();
+                    let scored = (scored_before + scoring) * cached.group();
                     let all = match &head.recent {
                         Some(recent) => Tensor::cat(vec![recent.keys(), keys.clone()], 0),
                         None => keys.clone(),
                     };
                     let tokens = all.dims()[0];
                     let at = index % self.kept.len();
-                    let score = match self.score {
+                    let score = match self.choosing.score {
                         Score::Query | Score::Residual => energy / scored as f32 * squares(all.clone()) / tokens as f32,
                         Score::Sample { tokens: most } => {
                             let every = tokens.div_ceil(most.max(1) as usize) as i32;
@@ -229,23 +235,20 @@ impl<B: Backend> ReferenceCache<B> {
                     let first = step.after.sinks as usize;
                     let window = self.plan.window.unwrap_or(usize::MAX);
                     let attention = || probabilities(queries.clone(), seen(all.clone(), Tokens::keys), window, first);
-                    if self.plan.value_lambda != Lambda::WHOLE {
+                    if self.plan.value_lambda != Lambda::WHOLE && head.values.is_none() {
                         let new = values.clone();
                         let all = match &head.recent {
                             Some(recent) => Tensor::cat(vec![recent.values(), new], 0),
                             None => new,
                         };
-                        let score = match self.values {
+                        let score = match self.choosing.values {
                             ThinValues::Query { .. } if prompt => {
                                 squares(attention().matmul(seen(all, Tokens::values)))
                             }
                             _ => squares(all),
                         };
                         let kept = self.best(score, self.plan.value_lambda.kept(dim))?;
-                        let ones = Tensor::ones([kept.dims()[0]], &self.device);
-                        let mask =
-                            Tensor::<B, 1>::zeros([dim], &self.device).scatter(0, kept, ones, IndexingUpdateOp::Add);
-                        head.values = Some(mask.reshape([1, dim]));
+                        head.values = Some(self.ones(&kept, dim));
                     }
                     if self.plan.fix == Fix::Compensated {
                         let (held, thinned) = (step.before.recent as usize, step.thinned);
@@ -272,8 +275,14 @@ impl<B: Backend> ReferenceCache<B> {
             };
             let whole = Tokens::join(head.recent.take(), new);
             if let (Some(mask), Some(thinned)) = (&head.mask, whole.part(0, step.thinned)) {
+                // Where masks change, every token stays as long as it was, with zeros.
+                let keys = if self.plan.renews {
+                    thinned.keys.clone() * self.ones(mask, dim).cast(thinned.keys.dtype())
+                } else {
+                    thinned.keys.select(1, mask.clone())
+                };
                 let thinned = Tokens {
-                    keys: thinned.keys.select(1, mask.clone()),
+                    keys,
                     values: match &head.values {
                         Some(mask) => thinned.values.clone() * mask.clone().cast(thinned.values.dtype()),
                         None => thinned.values,
@@ -289,6 +298,13 @@ impl<B: Backend> ReferenceCache<B> {
             self.heads[index] = head;
         }
         Ok(())
+    }
+
+    /// 1 for the channels of `mask` and 0 for the others of `dim`, [1, D].
+    fn ones(&self, mask: &Tensor<B, 1, Int>, dim: usize) -> Tensor<B, 2> {
+        let ones = Tensor::ones([mask.dims()[0]], &self.device);
+        let zeros = Tensor::<B, 1>::zeros([dim], &self.device);
+        zeros.scatter(0, mask.clone(), ones, IndexingUpdateOp::Add).reshape([1, dim])
     }
 
     /// The `count` channels of the highest score, ascending; of equal scores the lower channel.
@@ -328,18 +344,14 @@ impl<B: Backend> Cache for ReferenceCache<B> {
         self.window
     }
 
-    fn score_by(&mut self, score: Score) {
-        self.score = score;
+    fn choose_by(&mut self, choosing: Choosing) {
+        self.choosing = choosing;
     }
 
     fn spread(&mut self, kept: &dyn Fn(usize, usize) -> usize) -> Result<(), Error> {
         let heads = self.plan.heads();
         (0..self.kept.len()).for_each(|head| self.kept[head] = kept(head / heads, head % heads));
         Ok(())
-    }
-
-    fn score_values_by(&mut self, values: ThinValues) {
-        self.values = values;
     }
 
     fn position(&self, slot: usize) -> usize {
@@ -350,6 +362,7 @@ impl<B: Backend> Cache for ReferenceCache<B> {
         self.check(slot, new)?;
         let state = &mut self.slots[slot];
         state.step = Some(state.span.admit(new, self.plan.retention(), prompt));
+        state.renewal.begin(prompt);
         Ok(())
     }
 
@@ -358,7 +371,15 @@ impl<B: Backend> Cache for ReferenceCache<B> {
         if let Some(step) = state.step.take() {
             state.span = step.after;
             state.position += step.new;
-            state.scored += step.new.min(self.window);
+            let life = self.choosing.life;
+            if state.renewal.starts_over(life) {
+                state.scored = 0;
+            }
+            state.scored += if state.renewal.counts(life) { step.new.min(self.window) } else { 0 };
+            if state.renewal.chooses(life, &step) && life != Life::Prompt {
+                state.scored = 0;
+            }
+            state.renewal.end(life, &step);
         }
     }
 

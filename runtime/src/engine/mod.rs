@@ -10,10 +10,10 @@ use crate::{
 use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
 use thinkey_core::{
     CacheBytes, CachePlan,
-    policy::{Choice, Score, ThinValues},
+    policy::{Choice, Life, Score, ThinValues},
 };
 pub use thinkey_kernels::cpu::linear::Activations;
-pub use thinkey_kernels::ops::HeldHead;
+pub use thinkey_kernels::ops::{Choosing, HeldHead};
 use thinkey_kernels::{
     cpu::{
         Cpu,
@@ -85,19 +85,18 @@ pub struct SessionOptions {
     pub plan: CachePlan,
     /// Newest queries of a prompt that score its channels, W.
     pub window: usize,
-    /// What channels are scored by.
-    pub score: Score,
-    /// How many of them are kept, where each prompt decides.
+    /// How many channels are kept, where each prompt decides.
     pub choice: Choice,
-    /// What value channels are scored by, where the plan drops some.
-    pub thin_values: ThinValues,
+    /// How they are chosen.
+    pub choosing: Choosing,
 }
 
 impl SessionOptions {
     /// A cache of `plan` whose channels the newest `window` queries of a prompt score.
     #[must_use]
     pub const fn new(plan: CachePlan, window: usize) -> Self {
-        Self { plan, window, score: Score::Query, choice: Choice::Whole, thin_values: ThinValues::Whole }
+        let choosing = Choosing { score: Score::Query, values: ThinValues::Whole, life: Life::Prompt };
+        Self { plan, window, choice: Choice::Whole, choosing }
     }
 }
 

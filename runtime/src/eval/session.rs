@@ -83,6 +83,14 @@ mod tests {
     fn what_caches_do_is_planned() {
         let [full, think, small] = ["full", "think", "think,keys=int4,values=int8"].map(|line| bytes(line).unwrap());
         assert!(small < think * 2 / 3 && think < full * 9 / 10);
+        // Values take as much as keys; a prompt may keep every channel to hold its share; masks per query head are copies.
+        let [values, threshold, renewed] =
+            ["thin-values=l2(.5)", "choice=threshold(.9)", "think,life=turn"].map(|line| bytes(line).unwrap());
+        assert!(values.abs_diff(think) < think / 50, "{values} and {think}");
+        assert!(threshold >= full && renewed > think && renewed < think * 21 / 20);
+        let config = fixture::config(Architecture::Llama);
+        let copies = config.heads / config.kv_heads;
+        assert!(copies > 1 && bytes("think,heads=query").unwrap() > (copies - 1) * think);
     }
 
     #[test]
@@ -90,7 +98,8 @@ mod tests {
         for (line, says) in [
             ("balanced", "this model is not calibrated: "),
             ("tokens=h2o(100,10)", "tokens=h2o is not to be had"),
-            ("think,life=turn", "life is not to be had"),
+            ("choice=dynamic(.1,.5)", "choice=dynamic is not to be had"),
+            ("choice=adaptive(.9,8)", "λ = 0.9 leaves fewer channels"),
         ] {
             let error = bytes(line).unwrap_err().to_string();
             assert!(error.starts_with("policy ") && error.contains(says), "{error}");

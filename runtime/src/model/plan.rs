@@ -16,6 +16,7 @@ impl ModelConfig {
             recent,
             copies: 1,
             flexible: false,
+            renews: false,
             fix: Fix::None,
             value_lambda: Lambda::WHOLE,
             slots,

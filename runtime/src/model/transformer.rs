@@ -294,13 +294,12 @@ impl<O: ThinOps> Model<O> {
         options: SessionOptions,
         kept: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Session<O>, CacheError> {
-        let SessionOptions { plan, window, score, choice, thin_values } = options;
+        let SessionOptions { plan, window, choice, choosing } = options;
         let mut cache = self.ops.cache(plan, window, kept)?;
-        cache.score_by(score);
-        cache.score_values_by(thin_values);
+        cache.choose_by(choosing);
         let heads = (0..plan.layers).flat_map(|layer| (0..plan.heads()).map(move |head| (layer, head)));
         let planned = || heads.map(|(layer, head)| kept(layer, head) as u16).collect();
-        let spread = if plan.flexible { Spread::new(choice, score, planned()) } else { None };
+        let spread = if plan.flexible { Spread::new(choice, choosing.score, planned()) } else { None };
         Ok(Session { cache, spread, steps: None, host: Vec::new() })
     }
 

@@ -22,7 +22,7 @@ pub(crate) mod spread;
 pub use calibration::{Calibration, CalibrationError};
 
 use crate::{
-    engine::{Device, SessionOptions},
+    engine::{Choosing, Device, SessionOptions},
     model::ModelConfig,
 };
 use thinkey_core::{
@@ -109,6 +109,7 @@ impl CacheDesign {
                 Heads::Query => config.heads / config.kv_heads,
             },
             flexible: matches!(policy.choice, Choice::Adaptive { .. } | Choice::Threshold { .. }),
+            renews: policy.life != Life::Prompt,
             fix: policy.fix,
             value_lambda: match policy.thin_values {
                 ThinValues::Whole => Lambda::WHOLE,
@@ -169,8 +170,13 @@ impl CacheDesign {
     /// `window` queries of a prompt score its channels.
     #[must_use]
     pub fn options(&self, slots: usize, tokens: usize, recent: usize, window: usize) -> SessionOptions {
-        let Policy { score, choice, thin_values, .. } = self.policy;
-        SessionOptions { plan: self.plan(slots, tokens, recent), window, score, choice, thin_values }
+        let Policy { score, choice, thin_values: values, life, .. } = self.policy;
+        SessionOptions {
+            plan: self.plan(slots, tokens, recent),
+            window,
+            choice,
+            choosing: Choosing { score, values, life },
+        }
     }
 
     /// The plan of a cache for `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole.
@@ -205,9 +211,6 @@ fn supported(policy: &Policy) -> Result<(), DesignError> {
     }
     if matches!(policy.choice, Choice::Dynamic { .. }) {
         return part("choice=dynamic", "its λ is settled before, by what is free: plan, generate and chat do");
-    }
-    if policy.life != Life::Prompt {
-        return part("life", FUNCTIONS);
     }
     Ok(())
 }
