@@ -2,7 +2,11 @@
 //! a dense softmax in f64.
 
 use proptest::prelude::*;
-use thinkey_core::{BLOCK, CachePlan, Error, Lambda, StorageKind, policy::Fix, storage::Form};
+use thinkey_core::{
+    BLOCK, CachePlan, Error, Lambda, StorageKind,
+    policy::{Fix, Life},
+    storage::Form,
+};
 use thinkey_kernels::cpu::{
     admit::admit,
     attention::{self, AttentionScratch, Fused},
@@ -11,7 +15,7 @@ use thinkey_kernels::cpu::{
     prompt::Prompt,
     simd::Level,
 };
-use thinkey_kernels::ops::{Cache, Heads};
+use thinkey_kernels::ops::{Cache, Choosing, Heads};
 
 const HEADS: usize = 6;
 const KV_HEADS: usize = 2;
@@ -23,6 +27,9 @@ struct Case {
     recent: usize,
     window: Option<usize>,
     kept: [usize; KV_HEADS],
+    /// Share of value channels that the prefix lacks, in per mille.
+    lost_values: u16,
+    life: Life,
     keys: StorageKind,
     values: StorageKind,
     /// Tokens of each admission, and the slot it goes to.
@@ -36,13 +43,28 @@ fn cases() -> impl Strategy<Value = Case> {
     let head_dim = prop_oneof![Just(16usize), Just(24), Just(64)];
     let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
     let kind = || prop::sample::select(&StorageKind::ALL[..]);
-    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, [kind(), kind()], (1usize..5, any::<u64>()))
-        .prop_flat_map(|(head_dim, recent, window, steps, [keys, values], (run, seed))| {
+    let lost = prop_oneof![2 => Just(0u16), 1 => 1u16..1000];
+    let life = prop_oneof![
+        2 => Just(Life::Prompt),
+        1 => Just(Life::Turn),
+        1 => (1u32..100).prop_map(|tokens| Life::Every { tokens }),
+    ];
+    (
+        head_dim,
+        0usize..40,
+        prop::option::of(20usize..200),
+        steps,
+        [kind(), kind()],
+        ((1usize..5, any::<u64>()), lost, life),
+    )
+        .prop_flat_map(|(head_dim, recent, window, steps, [keys, values], ((run, seed), lost_values, life))| {
             [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
                 head_dim,
                 recent,
                 window,
                 kept,
+                lost_values,
+                life,
                 keys,
                 values,
                 steps: steps.clone(),
@@ -86,7 +108,10 @@ impl Story {
                 let at = ((first + token) * KV_HEADS + kv) * d;
                 if token < prefix {
                     view.read_prefix(token, &mut thin, &mut value).unwrap();
-                    let channels = view.mask().unwrap().channels();
+                    let block = (token + view.span().hidden as usize) / BLOCK;
+                    let channels = view.block_mask(block).unwrap().channels();
+                    // What is not kept adds nothing.
+                    self.keys[at..at + d].fill(0.0);
                     channels.zip(&thin).for_each(|(channel, &x)| self.keys[at + channel] = x);
                 } else {
                     view.read_recent(token - prefix, &mut key, &mut value).unwrap();
@@ -97,24 +122,14 @@ impl Story {
         }
     }
 
-    /// The attention output of query head `head` for the token at `position`, when tokens `..thin` are thin.
-    fn attend(
-        &self,
-        case: &Case,
-        cache: &ThinCache,
-        (slot, head): (usize, usize),
-        query: &[f32],
-        position: usize,
-        thin: usize,
-    ) -> Vec<f64> {
+    /// The attention output of query head `head` for the token at `position`.
+    fn attend(&self, case: &Case, head: usize, query: &[f32], position: usize) -> Vec<f64> {
         let (d, kv) = (case.head_dim, head / GROUP);
-        let view = cache.head(0, kv, slot, true).unwrap();
         let at = |token: usize, c: usize| (token * KV_HEADS + kv) * d + c;
         let first = case.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let logits: Vec<f64> = (first..=position)
             .map(|t| {
-                let seen = |c: &usize| t >= thin || view.mask().unwrap().contains(*c);
-                let dot: f64 = (0..d).filter(seen).map(|c| f64::from(query[c]) * f64::from(self.keys[at(t, c)])).sum();
+                let dot: f64 = (0..d).map(|c| f64::from(query[c]) * f64::from(self.keys[at(t, c)])).sum();
                 dot / (d as f64).sqrt()
             })
             .collect();
@@ -137,9 +152,9 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         recent: case.recent,
         copies: 1,
         flexible: false,
-        renews: false,
+        renews: case.life != Life::Prompt,
         fix: Fix::None,
-        value_lambda: Lambda::WHOLE,
+        value_lambda: Lambda::from_per_mille(case.lost_values).unwrap(),
         slots: 2,
         tokens,
         window: case.window,
@@ -147,6 +162,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         values: case.values,
     };
     let mut cache = ThinCache::new(plan, 32, |_, head| case.kept[head]).unwrap();
+    cache.choose_by(Choosing { life: case.life, ..Choosing::default() });
     prop_assert_eq!(cache.allocated(), cache.planned().total());
     let pool = Pool::new(threads).unwrap();
     let mut scratch = AttentionScratch::default();
@@ -162,7 +178,6 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         }
         let before = cache.position(slot);
         cache.begin(slot, new, true).unwrap();
-        let admission = cache.step(slot).unwrap();
         let mut out = vec![f32::NAN; new * HEADS * d];
         let exact = new > 1;
         if exact {
@@ -181,12 +196,10 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
             stories[slot].round(case, &cache, slot, before + new);
         }
         let after = before + new;
-        let thin =
-            if exact { before - admission.before.recent as usize } else { after - admission.after.recent as usize };
         for (row, out) in out.chunks(HEADS * d).enumerate() {
             for (head, out) in out.chunks(d).enumerate() {
                 let query = &data[row * stride + head * d..][..d];
-                let expected = stories[slot].attend(case, &cache, (slot, head), query, before + row, thin);
+                let expected = stories[slot].attend(case, head, query, before + row);
                 for (a, b) in out.iter().zip(expected) {
                     prop_assert!(
                         (f64::from(*a) - b).abs() < tolerance(case),
