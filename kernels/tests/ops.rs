@@ -277,6 +277,7 @@ fn a_score_that_is_no_number_is_an_error() {
         window: None,
         keys: kind,
         values: kind,
+        eviction: None,
     };
     fn refuses<O: ThinOps<Backend = Backend>>(mut ops: O, plan: CachePlan, heads: Heads) {
         let mut cache = ops.cache(plan, 32, &|_, _| 8).unwrap();
@@ -308,6 +309,7 @@ fn the_reference_refuses_quantised_storage() {
         window: None,
         keys: StorageKind::F16,
         values: StorageKind::Int8,
+        eviction: None,
     };
     let error = Reference::<Backend>::default().cache(plan, 32, &|_, _| 8).unwrap_err();
     assert_eq!(error, CacheError::Kind { kind: StorageKind::Int8 });

@@ -416,7 +416,7 @@ mod tests {
             let (kind, kept, kv_heads) = (StorageKind::F32, head_dim - thinned, 2);
             let plan = CachePlan {
                 layers: 2, kv_heads, head_dim, sinks, recent, corrected: false, slots: 1, tokens, window, keys: kind,
-                values: kind,
+                values: kind, eviction: None,
             };
             let heads = Heads { heads: 4, kv_heads, head_dim };
             let most = Prompt::bytes(&plan, heads.heads, kept, prompt, scoring);
