@@ -171,11 +171,7 @@ impl HeadLayout {
     /// Bytes of the ranks of one slot: of its thin lanes, and of the tokens of its ring.
     #[must_use]
     pub const fn rank_bytes(&self) -> usize {
-        if self.ranked == 0 {
-            0
-        } else {
-            align((self.ranked as usize + self.ring_capacity()) * size_of::<f32>())
-        }
+        if self.ranked == 0 { 0 } else { align((self.ranked as usize + self.ring_capacity()) * size_of::<f32>()) }
     }
 
     /// All bytes of the head.
@@ -276,13 +272,27 @@ mod tests {
 
     #[test]
     fn parts_tile_the_region() {
-        let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, sinks: 5, corrected: true, ranked: 70, ..LAYOUT };
+        let layout = HeadLayout {
+            kept: 13,
+            recent: 20,
+            slots: 3,
+            head_dim: 72,
+            sinks: 5,
+            corrected: true,
+            ranked: 70,
+            ..LAYOUT
+        };
         let mut parts: Vec<Range<usize>> = Vec::new();
         parts.extend((0..10).map(|page| layout.key_block(page)));
         parts.extend((0..10).map(|page| layout.value_block(page)));
         for slot in 0..3 {
             parts.extend([layout.ring_keys(slot), layout.ring_values(slot), layout.energy(slot)]);
-            parts.extend([layout.sink_keys(slot), layout.sink_values(slot), layout.correction(slot), layout.ranks(slot)]);
+            parts.extend([
+                layout.sink_keys(slot),
+                layout.sink_values(slot),
+                layout.correction(slot),
+                layout.ranks(slot),
+            ]);
         }
         let mut end = 0;
         for part in parts {

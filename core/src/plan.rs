@@ -67,13 +67,7 @@ impl CacheBytes {
     /// The parts that lie in the arena: all but masks and tables.
     #[must_use]
     pub const fn arena(&self) -> usize {
-        self.prefix_keys
-            + self.prefix_values
-            + self.recent
-            + self.sinks
-            + self.corrections
-            + self.energies
-            + self.ranks
+        self.prefix_keys + self.prefix_values + self.recent + self.sinks + self.corrections + self.energies + self.ranks
     }
 }
 
@@ -111,7 +105,8 @@ impl CachePlan {
         if eviction.recent() > self.recent {
             return Err(Error::Capacity { what: "recent tokens", needed: eviction.recent(), capacity: self.recent });
         }
-        let (needed, capacity) = (self.sinks.saturating_add(self.recent).saturating_add(2 * BLOCK), eviction.capacity());
+        let (needed, capacity) =
+            (self.sinks.saturating_add(self.recent).saturating_add(2 * BLOCK), eviction.capacity());
         if needed > capacity {
             return Err(Error::Capacity { what: "tokens kept", needed, capacity });
         }

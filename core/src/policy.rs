@@ -56,22 +56,23 @@ pub enum Tokens {
         /// Newest tokens kept.
         window: u32,
     },
-    /// Those that the last queries of the prompt vote for.
+    /// Those that the last queries of the prompt vote for; see [`Eviction::SnapKv`](crate::token::Eviction::SnapKv).
     Snapkv {
-        /// Tokens kept, the window's included.
+        /// Most tokens kept of prompt and answer, in every head: first ones and newest ones included.
         capacity: u32,
-        /// Newest tokens, whose queries vote.
+        /// Newest tokens, whose queries vote. They stay whole.
         window: u32,
         /// Neighbours whose votes are pooled, odd.
         kernel: u32,
         /// How votes are pooled.
         pool: Pool,
     },
-    /// Those that all queries so far pay the most attention, and the newest.
+    /// Those that all queries so far pay the most attention, and the newest; see
+    /// [`Eviction::H2o`](crate::token::Eviction::H2o).
     H2o {
-        /// Tokens kept, the recent ones included.
+        /// Most tokens kept of prompt and answer, in every head: first ones and newest ones included.
         capacity: u32,
-        /// Newest tokens, always kept.
+        /// Newest tokens, always kept. They stay whole.
         recent: u32,
     },
 }

@@ -256,7 +256,12 @@ impl GroupsMut<'_> {
     /// Stores the numbers at `indices` of group `group` as `numbers` has them, in place of what was there; the others of
     /// `numbers` do not count. Scale and minimum stay, so that the other numbers are what they were, unless a number lies
     /// more than half a step outside of the range; where codes are few, unless all then are off by less.
-    pub(crate) fn replace(&mut self, group: usize, indices: impl Iterator<Item = usize> + Clone, numbers: &[f32; GROUP]) {
+    pub(crate) fn replace(
+        &mut self,
+        group: usize,
+        indices: impl Iterator<Item = usize> + Clone,
+        numbers: &[f32; GROUP],
+    ) {
         let affine =
             Affine { scale: self.scales[group], min: self.mins[group], levels: f32::from(self.kind.largest()) };
         let (low, step) = (affine.min.load(), affine.scale.load());

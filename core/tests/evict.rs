@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use thinkey_core::{
-    BLOCK, CachePlan, HeadMut, HeadRef, KeyOrder, Kept, Partial, Plain, Rows, Scoring, Span, StorageKind,
+    BLOCK, CachePlan, HeadMut, HeadRef, Kept, KeyOrder, Partial, Plain, Rows, Scoring, Span, StorageKind,
     attend::{self, Queries},
     storage::{Element, FloatKind},
     token::{Eviction, h2o::H2o},
@@ -102,7 +102,8 @@ impl Model {
         }
         // A stable sort: of equal ones the stored stay, then the older.
         let rank = |token: &Option<(usize, f32)>| token.map_or(f32::NEG_INFINITY, |token| token.1);
-        let mut all: Vec<(usize, f32)> = self.thin.iter().map(rank).chain(leaving.iter().map(|t| t.1)).enumerate().collect();
+        let mut all: Vec<(usize, f32)> =
+            self.thin.iter().map(rank).chain(leaving.iter().map(|t| t.1)).enumerate().collect();
         all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap());
         let mut best: Vec<usize> = all[..most * BLOCK].iter().map(|entry| entry.0).collect();
         best.sort_unstable();

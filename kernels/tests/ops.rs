@@ -7,7 +7,11 @@ use bytes::Bytes;
 use half::f16;
 use proptest::prelude::*;
 use std::ops::Range;
-use thinkey_core::{BLOCK, CachePlan, StorageKind, policy::Score};
+use thinkey_core::{
+    BLOCK, CachePlan, StorageKind,
+    policy::Score,
+    token::{Eviction, h2o::H2o},
+};
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
     format::{Matrix, WeightFormat},
@@ -149,6 +153,7 @@ proptest! {
         let plan = CachePlan {
             layers: 2, kv_heads: 2, head_dim: 16, sinks, recent, corrected, slots: 2, tokens, window, keys: kind,
             values: kind,
+            eviction: None,
         };
         let channels = |layer: usize, head: usize| if layer == 0 { kept[head] } else { 16 };
         let mut plain = Reference::<Backend>::default();
@@ -313,5 +318,8 @@ fn the_reference_refuses_quantised_storage() {
     };
     let error = Reference::<Backend>::default().cache(plan, 32, &|_, _| 8).unwrap_err();
     assert_eq!(error, CacheError::Kind { kind: StorageKind::Int8 });
+    let eviction = Some(Eviction::H2o(H2o { capacity: 512, recent: 32 }));
+    let plan = CachePlan { eviction, values: StorageKind::F16, ..plan };
+    assert_eq!(Reference::<Backend>::default().cache(plan, 32, &|_, _| 8).unwrap_err(), CacheError::Eviction);
     assert!(error.to_string().contains("int8 caches are not to be had"));
 }

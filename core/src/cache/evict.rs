@@ -2,7 +2,7 @@
 
 use super::{HeadMut, HeadRef, Rows, parts::Steps};
 use crate::{
-    Admission, BLOCK, ChannelMask, Error, Span,
+    Admission, BLOCK, ChannelMask, Error, HeadLayout, Span,
     error::check_len,
     rank::Cut,
     storage::{Element, elements, elements_mut, with_element},
@@ -39,7 +39,8 @@ impl Kept<'_> {
         if !hidden || self.tokens.len() != self.lanes.len() + admission.fresh() {
             return Err(Error::Inconsistent { what: "tokens kept" });
         }
-        let limits = [(self.tokens, "kept token", admission.thinned), (self.lanes, "lane", before.blocks as usize * BLOCK)];
+        let limits =
+            [(self.tokens, "kept token", admission.thinned), (self.lanes, "lane", before.blocks as usize * BLOCK)];
         for (list, what, limit) in limits {
             let ascending = list.is_sorted_by(|a, b| a < b);
             match list.last() {
@@ -76,6 +77,32 @@ fn survivors<'k>(kept: Kept<'k>, admission: &Admission) -> impl Iterator<Item = 
     (held..held + sunk).chain(kept.tokens.iter().map(|&token| token as usize).chain(rest).map(at))
 }
 
+impl<'a> HeadRef<'a> {
+    /// The ranks of the thin lanes, hidden ones included, and of the ring's tokens.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] where the layout has none.
+    pub fn ranks(&self) -> Result<(&'a [f32], &'a [f32]), Error> {
+        let lanes = ranked(&self.layout, self.span)?;
+        let ranks = elements::<f32>(&self.bytes[self.layout.ranks(self.slot)])?;
+        Ok((&ranks[..self.span.blocks as usize * BLOCK], &ranks[lanes..][..self.span.recent as usize]))
+    }
+}
+
+/// Where ranks end that lanes have, and those of the ring begin.
+fn ranked(layout: &HeadLayout, span: Span) -> Result<usize, Error> {
+    let lanes = layout.ranked as usize;
+    let needed = span.blocks as usize * BLOCK;
+    if lanes == 0 || needed > lanes {
+        return Err(Error::Capacity { what: "ranks", needed: needed.max(1), capacity: lanes });
+    }
+    let (needed, capacity) = (span.recent as usize, layout.ring_capacity());
+    if needed > capacity {
+        return Err(Error::Capacity { what: "ring", needed, capacity });
+    }
+    Ok(lanes)
+}
+
 impl<'a> HeadMut<'a> {
     /// The head, of whose tokens only `kept` stay in the admission to come.
     pub fn keeping<'b>(&'b mut self, kept: Kept<'b>) -> HeadMut<'b> {
@@ -95,26 +122,12 @@ impl<'a> HeadMut<'a> {
         HeadRef::new(self.layout, self.bytes, self.slot, pages, span, mask)
     }
 
-    /// Where ranks end that lanes have, and those of the ring begin.
-    fn ranked(&self, span: Span) -> Result<usize, Error> {
-        let lanes = self.layout.ranked as usize;
-        let needed = span.blocks as usize * BLOCK;
-        if lanes == 0 || needed > lanes {
-            return Err(Error::Capacity { what: "ranks", needed: needed.max(1), capacity: lanes });
-        }
-        let (needed, capacity) = (span.recent as usize, self.layout.ring_capacity());
-        if needed > capacity {
-            return Err(Error::Capacity { what: "ring", needed, capacity });
-        }
-        Ok(lanes)
-    }
-
     /// The ranks of the thin lanes of `span`, hidden ones included, and of its ring.
     ///
     /// # Errors
     /// [`Error::Capacity`] where the layout has fewer.
     pub fn ranks(&self, span: Span) -> Result<(&[f32], &[f32]), Error> {
-        let lanes = self.ranked(span)?;
+        let lanes = ranked(&self.layout, span)?;
         let ranks = elements::<f32>(&self.bytes[self.layout.ranks(self.slot)])?;
         Ok((&ranks[..span.blocks as usize * BLOCK], &ranks[lanes..][..span.recent as usize]))
     }
@@ -124,7 +137,15 @@ impl<'a> HeadMut<'a> {
     /// # Errors
     /// As there.
     pub fn ranks_mut(&mut self, span: Span) -> Result<(&mut [f32], &mut [f32]), Error> {
-        let lanes = self.ranked(span)?;
+        self.keeping(Kept::ALL).into_ranks(span)
+    }
+
+    /// [`ranks_mut`](Self::ranks_mut) of a view that is not needed any more.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn into_ranks(self, span: Span) -> Result<(&'a mut [f32], &'a mut [f32]), Error> {
+        let lanes = ranked(&self.layout, span)?;
         let (stored, ring) = elements_mut::<f32>(&mut self.bytes[self.layout.ranks(self.slot)])?.split_at_mut(lanes);
         Ok((&mut stored[..span.blocks as usize * BLOCK], &mut ring[..span.recent as usize]))
     }
@@ -192,8 +213,8 @@ impl<'a> HeadMut<'a> {
         check_len("ranks of new tokens", admission.new - sunk, new.len())?;
         let kept = self.kept;
         kept.check(admission)?;
-        self.ranked(before)?;
-        let lanes = self.ranked(after)?;
+        ranked(&self.layout, before)?;
+        let lanes = ranked(&self.layout, after)?;
         let (held, first) = (before.recent as usize, before.blocks as usize * BLOCK);
         let (stored, ring) = elements_mut::<f32>(&mut self.bytes[self.layout.ranks(self.slot)])?.split_at_mut(lanes);
         let rank = |token: usize| if token < held { ring[token] } else { new[token - held] };

@@ -169,7 +169,14 @@ impl<E: Element> Whole<'_, E> {
 /// Replacing what evicted tokens have left.
 impl<E: Element> Whole<'_, E> {
     /// Stores keys in lanes of blocks that have others: the first of the list, one a lane of `lanes`.
-    fn replace_keys(&self, kind: StorageKind, mask: &ChannelMask, lanes: &[u32], block: impl FnMut(usize) -> Range<usize>, bytes: &mut [u8]) -> Result<(), Error> {
+    fn replace_keys(
+        &self,
+        kind: StorageKind,
+        mask: &ChannelMask,
+        lanes: &[u32],
+        block: impl FnMut(usize) -> Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<(), Error> {
         each_block(lanes, block, |first, lanes, range| {
             let block = &mut bytes[range];
             if let Form::Codes(kind) = kind.form() {
@@ -194,7 +201,14 @@ impl<E: Element> Whole<'_, E> {
     }
 
     /// Stores values where [`replace_keys`](Self::replace_keys) stores keys.
-    fn replace_values(&self, kind: StorageKind, head_dim: usize, lanes: &[u32], block: impl FnMut(usize) -> Range<usize>, bytes: &mut [u8]) -> Result<(), Error> {
+    fn replace_values(
+        &self,
+        kind: StorageKind,
+        head_dim: usize,
+        lanes: &[u32],
+        block: impl FnMut(usize) -> Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<(), Error> {
         each_block(lanes, block, |first, lanes, range| {
             let block = &mut bytes[range];
             if let Form::Codes(kind) = kind.form() {

@@ -4,8 +4,8 @@ use super::learn::Learnt;
 use crate::ops::Cache;
 use memmap2::MmapMut;
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Moments, Rows, Scoring, Span,
-    StorageKind, channel::compensate, policy::Score,
+    Admission, BLOCK, CacheBytes, CachePlan, ChannelMask, Error, HeadLayout, HeadMut, HeadRef, Kept, Moments, Rows,
+    Scoring, Span, StorageKind, channel::compensate, policy::Score, token::Eviction,
 };
 
 /// Why a cache could not be made.
@@ -20,6 +20,9 @@ pub enum CacheError {
         /// The kind asked for.
         kind: StorageKind,
     },
+    /// The device evicts no tokens.
+    #[error("this device evicts no tokens by votes or attention; use tokens=all or tokens=window, or another device")]
+    Eviction,
     /// The system refuses the memory.
     #[error("no memory for a cache of {bytes} bytes; lower the context or raise λ")]
     Memory {
@@ -179,6 +182,22 @@ impl ThinCache {
         )
     }
 
+    /// The [ranks](HeadMut::ranks_mut) of a head that holds `span`.
+    ///
+    /// # Errors
+    /// Where the cache has none.
+    pub(super) fn ranks_mut(
+        &mut self,
+        layer: usize,
+        head: usize,
+        slot: usize,
+        span: Span,
+    ) -> Result<(&mut [f32], &mut [f32]), Error> {
+        let index = self.index(layer, head);
+        HeadMut::new(self.layouts[index], &mut self.arena[self.starts[index]..self.starts[index + 1]], slot)?
+            .into_ranks(span)
+    }
+
     /// The heads of a layer, in their order, each with what the step under way does to it: they can be admitted apart.
     ///
     /// # Panics
@@ -188,14 +207,14 @@ impl ThinCache {
         let score = *score;
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
-        let scored = state.scored + step.new.min(*window);
+        let (scored, position, eviction) = (state.scored + step.new.min(*window), state.position, plan.eviction);
         let (first, at) = (layer * plan.kv_heads, slot * layouts.len());
         let mut rest = &mut arena[starts[first]..];
         masks[at + first..][..plan.kv_heads].iter_mut().zip(first..).map(move |(mask, index)| {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, mask, step, pages: &state.pages, scored, score, head: index })
+            Ok(HeadStep { view, mask, step, pages: &state.pages, scored, score, head: index, eviction, position })
         })
     }
 }
@@ -213,6 +232,9 @@ pub struct HeadStep<'a> {
     score: Score,
     /// The head's number among all of the model.
     head: usize,
+    eviction: Option<Eviction>,
+    /// Position of the step's first token.
+    position: usize,
 }
 
 impl HeadStep<'_> {
@@ -253,18 +275,63 @@ impl HeadStep<'_> {
         let layout = self.view.layout();
         self.chooses()
             && layout.correction_bytes() > 0
-            && compensate::tells(self.step.thinned, layout.head_dim as usize)
+            && compensate::tells(self.step.thinned - self.step.evicted, layout.head_dim as usize)
+    }
+
+    /// What the head holds before the step.
+    pub(super) fn past(&self) -> Result<HeadRef<'_>, Error> {
+        self.view.view(self.pages, self.step.before, self.mask.as_ref())
+    }
+
+    /// The [ranks](HeadMut::ranks_mut) of what is stored of `span`.
+    pub(super) fn ranks_mut(&mut self, span: Span) -> Result<(&mut [f32], &mut [f32]), Error> {
+        self.view.ranks_mut(span)
+    }
+
+    /// Lists which tokens stay, by [ranks](HeadMut::keep) that are `new` and those that the head has.
+    pub(super) fn keep<'k>(&self, new: &[f32], tokens: &'k mut [u32], lanes: &'k mut [u32]) -> Result<Kept<'k>, Error> {
+        self.view.keep(&self.step, new, tokens, lanes)
+    }
+
+    /// Admits the step's one token, which no prompt brings: as [`admit`](Self::admit), by the ranks that there are. Of those
+    /// that SnapKV's voters did not see, the younger rank higher, and all above the others.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn admit_one(&mut self, group: usize, rows: Rows<'_>) -> Result<(), Error> {
+        let Self { view, step, eviction, position, .. } = self;
+        let Some(eviction) = eviction else { return self.admit(group, rows, None, (Kept::ALL, &[])) };
+        if !eviction.gathers() && step.thinned > 0 {
+            let (_, ring) = view.ranks_mut(step.before)?;
+            // A vote is at most 1.
+            let first = 1 + *position - ring.len();
+            ring.iter_mut().enumerate().for_each(|(token, rank)| *rank = (first + token) as f32);
+        }
+        let new = &[0.0][step.sunk.min(1)..];
+        // A step thins a block at most.
+        let (mut tokens, mut lanes) = ([0; BLOCK], [0; BLOCK]);
+        let kept = self.view.keep(&self.step, new, &mut tokens, &mut lanes)?;
+        self.admit(group, rows, None, (kept, new))
     }
 
     /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
     /// leaves the ring, stores the rest whole. The queries of the `group` query heads are [counted](Self::add_queries)
-    /// before. Queries are corrected by what was `learnt`, or else by the means of the keys.
+    /// before. Queries are corrected by what was `learnt`, or else by the means of the keys. Where tokens are evicted, only
+    /// those `kept` stay, and the ranks of new tokens that are no sinks come with them.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
-    pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
-        if self.chooses() {
-            let Self { view, mask, step, scored, score, head, .. } = self;
+    pub(super) fn admit(
+        &mut self,
+        group: usize,
+        rows: Rows<'_>,
+        learnt: Option<Learnt<'_>>,
+        (kept, new): (Kept<'_>, &[f32]),
+    ) -> Result<(), Error> {
+        let chooses = self.chooses();
+        let Self { view, mask, step, pages, scored, score, head, eviction, .. } = self;
+        let mut view = view.keeping(kept);
+        if chooses {
             let scoring = Scoring { score: *score, head: *head, queries: *scored * group };
             let chosen = match &learnt {
                 Some(Learnt { mask: Some(mask), .. }) => *mask,
@@ -277,8 +344,11 @@ impl HeadStep<'_> {
             view.correct(&chosen, moments)?;
             **mask = Some(chosen);
         }
-        let Self { view, mask, step, pages, .. } = self;
-        view.admit(step, pages, mask.as_ref(), rows)
+        view.admit(step, pages, mask.as_ref(), rows)?;
+        if eviction.is_some() {
+            view.move_ranks(step, new)?;
+        }
+        Ok(())
     }
 }
 

@@ -102,7 +102,8 @@ pub struct ReferenceCache<B: Backend> {
 }
 
 impl<B: Backend> ReferenceCache<B> {
-    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache), but not of quantised kinds.
+    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache), but not of quantised kinds, and not of those that
+    /// evict tokens by their ranks.
     pub(super) fn new(
         device: &B::Device,
         plan: CachePlan,
@@ -111,6 +112,9 @@ impl<B: Backend> ReferenceCache<B> {
     ) -> Result<Self, CacheError> {
         if let Some(kind) = [plan.keys, plan.values].into_iter().find(|kind| matches!(kind.form(), Form::Codes(_))) {
             return Err(CacheError::Kind { kind });
+        }
+        if plan.eviction.is_some() {
+            return Err(CacheError::Eviction);
         }
         let heads = plan.layers * plan.kv_heads;
         Ok(Self {

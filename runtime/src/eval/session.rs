@@ -89,7 +89,7 @@ mod tests {
     fn what_cannot_be_is_named() {
         for (line, says) in [
             ("balanced", "this model is not calibrated: "),
-            ("tokens=h2o(100,10)", "tokens=h2o is not to be had"),
+            ("tokens=h2o(70,10)", "tokens=h2o keeps 70 tokens, and 74 are the fewest"),
             ("think,life=turn", "life is not to be had"),
         ] {
             let error = bytes(line).unwrap_err().to_string();

@@ -454,7 +454,8 @@ impl<O: ThinOps> Model<O> {
         if long {
             maps.release(&*table);
         }
-        let window = caches.iter().map(|cache| cache.window()).max().unwrap_or(0);
+        let window = caches.iter().map(|cache| cache.queries()).max().unwrap_or(0);
+        let gathers = caches.iter().any(|cache| cache.gathers());
         let mut prompt = ops.prompt(caches[0], slot, rows, window, heads);
         // Of whole runs, and of the last one where it is shorter.
         let mut memory = [None, None];
@@ -470,6 +471,9 @@ impl<O: ThinOps> Model<O> {
                 fused = ops.rotate(fused, heads, rotation(config, layer), &|row| position + row);
                 profile.rotate += laps.lap();
                 ops.hold(caches[0], index, &mut prompt, &fused)?;
+                if gathers {
+                    ops.gather_prompt(caches[0], index, &mut prompt, &fused)?;
+                }
                 profile.attend += laps.lap();
                 // Of the last layer nothing but the last row is asked for.
                 if index + 1 < layers.len() || range.end == rows {
@@ -527,6 +531,9 @@ impl<O: ThinOps> Model<O> {
             ops.admit(cache, index, slots, &fused, heads)?;
             profile.admit += laps.lap();
             mixed = ops.attend(cache, index, slots, &fused, heads, mixed)?;
+            if cache.gathers() {
+                ops.gather(cache, index, slots, &fused, heads)?;
+            }
             profile.attend += laps.lap();
             x = finish(ops, layer, &mixed, x, 0..rows, profile, &mut laps);
         }
