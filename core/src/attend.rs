@@ -14,8 +14,10 @@ use crate::{
 };
 use core::ops::Range;
 
+mod gather;
 mod queries;
 
+pub use gather::{prefix_weights, ring_weights};
 pub use queries::{Queries, thin_queries};
 
 /// Blocks whose scores are computed before one step of the online softmax.

@@ -1,4 +1,12 @@
 //! Views over one KV head's bytes: admit tokens (thin the oldest, then append), and read for attention.
+//!
+//! # Evicting tokens
+//!
+//! Where a sequence takes no more than a [capacity](crate::Retention::capacity), thin tokens compete for its blocks by their
+//! ranks: those that are stored have theirs beside them, and so have those of the ring. An [`Admission`] that evicts some
+//! says how many; [`HeadMut::keep`] lists those that [stay](Kept) in a head, [`HeadMut::keeping`] makes a view that scores,
+//! corrects and admits only these, and [`HeadMut::move_ranks`] lets the ranks follow. What comes later takes the lanes of what
+//! goes, whatever their order: attention has none, since keys come after RoPE.
 
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM, Span,
@@ -9,9 +17,11 @@ use crate::{
     quant::GROUP,
     storage::{Element, Form, elements, elements_mut, with_element},
 };
+pub use evict::Kept;
 use parts::{Parts, Steps};
 use serde::{Deserialize, Serialize};
 
+mod evict;
 mod parts;
 mod sketch;
 
@@ -459,6 +469,7 @@ pub struct HeadMut<'a> {
     layout: HeadLayout,
     bytes: &'a mut [u8],
     slot: usize,
+    kept: Kept<'a>,
 }
 
 #[cfg(feature = "defmt")]
@@ -475,7 +486,7 @@ impl<'a> HeadMut<'a> {
     /// Where the parts do not fit each other.
     pub fn new(layout: HeadLayout, bytes: &'a mut [u8], slot: usize) -> Result<Self, Error> {
         check(&layout, bytes.len(), slot, &[], Span::default())?;
-        Ok(Self { layout, bytes, slot })
+        Ok(Self { layout, bytes, slot, kept: Kept::ALL })
     }
 
     /// The layout.
@@ -500,7 +511,7 @@ impl<'a> HeadMut<'a> {
     }
 
     /// Scores the channels by the query energies so far and all whole tokens of an admission: those of the ring, then the
-    /// new `rows`. Writes D scores.
+    /// new `rows`. Those that are [not kept](Self::keeping) do not count. Writes D scores.
     ///
     /// # Errors
     /// [`Error::Length`] where a slice does not fit or there is no query or token.
@@ -521,20 +532,20 @@ impl<'a> HeadMut<'a> {
         match how {
             // Residuals are there once there is a covariance to leave some.
             Score::Query | Score::Residual => {
-                let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
+                let count = self.add_keys(admission, rows, 1, |x| x * x, sums)?;
                 score::score(energy, queries, sums, count, scores)
             }
             Score::Sample { tokens } => {
                 let every = (held + new).div_ceil((tokens as usize).max(1)).max(1);
-                let count = self.add_keys(held, rows, new, every, |x| x * x, sums)?;
+                let count = self.add_keys(admission, rows, every, |x| x * x, sums)?;
                 score::score(energy, queries, sums, count, scores)
             }
             Score::L1 => {
-                let count = self.add_keys(held, rows, new, 1, f32::abs, sums)?;
+                let count = self.add_keys(admission, rows, 1, f32::abs, sums)?;
                 norm::l1(sums, count, scores)
             }
             Score::L2 => {
-                let count = self.add_keys(held, rows, new, 1, |x| x * x, sums)?;
+                let count = self.add_keys(admission, rows, 1, |x| x * x, sums)?;
                 norm::l2(sums, count, scores)
             }
             Score::Random { seed } => {
@@ -549,17 +560,20 @@ impl<'a> HeadMut<'a> {
         }
     }
 
-    /// Adds `what` of every channel of every so many whole tokens, the `held` ones of the ring and then `new` rows, to `sums`;
+    /// Adds `what` of every channel of every so many whole tokens, those of the ring and then the new rows, to `sums`;
     /// returns how many tokens that were.
     fn add_keys(
         &self,
-        held: usize,
+        admission: &Admission,
         rows: Rows<'_>,
-        new: usize,
         every: usize,
         what: impl Fn(f32) -> f32 + Copy,
         sums: &mut [f32],
     ) -> Result<usize, Error> {
+        let (held, new) = (admission.before.recent as usize, admission.new);
+        if admission.evicted > 0 {
+            return self.add_kept_keys(admission, rows, (0, every), what, sums);
+        }
         let (head_dim, stride) = (self.layout.head_dim as usize, self.layout.ring_stride());
         rows.check(new, head_dim)?;
         // The first new token that counts.
@@ -612,6 +626,10 @@ impl<'a> HeadMut<'a> {
         rows.check(admission.new, head_dim)?;
         let mut sums = [0.0f32; MAX_HEAD_DIM];
         let sums = &mut sums[..head_dim];
+        if admission.evicted > 0 {
+            self.add_kept_values(admission, rows, sums)?;
+            return select::select(sums, self.layout.kept_values as usize);
+        }
         score::add_energy(rows.values, admission.new, rows.stride, sums)?;
         with_element!(self.layout.values.ring(), E => {
             let ring = elements::<E>(&self.bytes[self.layout.ring_values(self.slot)])?;
@@ -665,6 +683,11 @@ impl<'a> HeadMut<'a> {
     fn means(&self, admission: &Admission, rows: Rows<'_>, means: &mut [f32]) -> Result<(), Error> {
         let (head_dim, stride) = (means.len(), self.layout.ring_stride());
         let Admission { before, new, sunk, .. } = *admission;
+        if admission.evicted > 0 {
+            let count = self.add_kept_keys(admission, rows, (sunk, 1), |x| x, means)?;
+            means.iter_mut().for_each(|mean| *mean /= count.max(1) as f32);
+            return Ok(());
+        }
         rows.check(new, head_dim)?;
         let (held, steps) = (before.recent as usize, Steps::keys(&rows, head_dim));
         let count = (held + new).saturating_sub(sunk).max(1) as f32;
@@ -680,10 +703,11 @@ impl<'a> HeadMut<'a> {
     }
 
     /// Carries out an admission for this head: thins the oldest whole tokens into the blocks that `pages` (the page table
-    /// after the admission) names, and stores the others whole.
+    /// after the admission) names, and stores the others whole. Where the admission evicts tokens, the view has to say which
+    /// it [keeps](Self::keeping).
     ///
     /// # Errors
-    /// [`Error::NoMask`] where tokens are to be thinned without a mask; [`Error::Length`], [`Error::Capacity`],
+    /// [`Error::Inconsistent`] where what is kept is not what the admission has room for; [`Error::NoMask`] where tokens are to be thinned without a mask; [`Error::Length`], [`Error::Capacity`],
     /// [`Error::Index`], [`Error::Kept`] where parts do not fit. Nothing is written then.
     pub fn admit(
         &mut self,
@@ -701,11 +725,13 @@ impl<'a> HeadMut<'a> {
         {
             return Err(Error::Inconsistent { what: "admission" });
         }
+        self.kept.check(admission)?;
         let blocks = admission.new_blocks();
+        let replaces = !self.kept.lanes.is_empty();
         let mut parts = self.parts();
         with_element!(layout.keys.ring(), E => parts.sink_keys::<E>(&layout, admission, rows)?);
         with_element!(layout.values.ring(), E => parts.sink_values::<E>(&layout, admission, rows)?);
-        if !blocks.is_empty() {
+        if !blocks.is_empty() || replaces {
             let Masks { keys, values } = masks.ok_or(Error::NoMask)?;
             masks.map_or(Ok(()), |masks| masks.check(&layout))?;
             with_element!(layout.keys.ring(), E => parts.thin_keys::<E>(&layout, admission, pages, keys, rows)?);
@@ -718,7 +744,7 @@ impl<'a> HeadMut<'a> {
     }
 
     fn parts(&mut self) -> Parts<'_> {
-        let (layout, slot) = (self.layout, self.slot);
+        let (layout, slot, kept) = (self.layout, self.slot, self.kept);
         let pages = layout.pages as usize;
         let (key_blocks, rest) = self.bytes.split_at_mut(layout.key_block(pages).start);
         let (value_blocks, slots) = rest.split_at_mut(pages * layout.value_block_bytes());
@@ -736,6 +762,7 @@ impl<'a> HeadMut<'a> {
             },
             sink_values: next(layout.sink_value_bytes()),
             correction: next(layout.correction_bytes()),
+            kept,
         }
     }
 }

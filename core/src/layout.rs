@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 /// slots × ring        keys [D][ring] channel-major, values [ring][D], query energy [D] f32
 ///         sinks       keys [D][sinks] channel-major, values [sinks][D]
 ///         correction  [D-T][T+1], see `Correction`; of low-rank keys [D][T+1], see `Projection`
+///         ranks       [lanes] and [R + 32] f32, where tokens are evicted by them
 /// ```
 ///
 /// A *page* is the room for one block; a *slot* belongs to one sequence. Every part starts at a multiple of
@@ -49,6 +50,8 @@ pub struct HeadLayout {
     pub keys: StorageKind,
     /// How values are stored.
     pub values: StorageKind,
+    /// Lanes of a slot's thin blocks, whose tokens are ranked; 0 where none is evicted by its rank.
+    pub ranked: u32,
 }
 
 impl HeadLayout {
@@ -57,7 +60,20 @@ impl HeadLayout {
     pub const fn of<S: HeadShape>(recent: u16, pages: u32, keys: StorageKind, values: StorageKind) -> Self {
         let (head_dim, kept) = (S::HEAD_DIM as u16, S::KEPT as u16);
         let (fix, kept_values) = (Fix::None, head_dim);
-        Self { head_dim, kept, sinks: 0, recent, fix, kept_values, renews: false, slots: 1, pages, keys, values }
+        Self {
+            head_dim,
+            kept,
+            sinks: 0,
+            recent,
+            fix,
+            kept_values,
+            renews: false,
+            slots: 1,
+            pages,
+            keys,
+            values,
+            ranked: 0,
+        }
     }
 
     /// Checks the numbers against each other.
@@ -90,7 +106,7 @@ impl HeadLayout {
     /// Which tokens stay whole; none goes.
     #[must_use]
     pub const fn retention(&self) -> Retention {
-        Retention { sinks: self.sinks as usize, recent: self.recent as usize, window: None }
+        Retention { sinks: self.sinks as usize, recent: self.recent as usize, window: None, capacity: None }
     }
 
     /// Tokens that the ring holds, R + 32.
@@ -237,6 +253,13 @@ impl HeadLayout {
             + self.sink_key_bytes()
             + self.sink_value_bytes()
             + self.correction_bytes()
+            + self.rank_bytes()
+    }
+
+    /// Bytes of the ranks of one slot: of its thin lanes, and of the tokens of its ring.
+    #[must_use]
+    pub const fn rank_bytes(&self) -> usize {
+        if self.ranked == 0 { 0 } else { align((self.ranked as usize + self.ring_capacity()) * size_of::<f32>()) }
     }
 
     /// All bytes of the head.
@@ -306,6 +329,13 @@ impl HeadLayout {
         start..start + self.correction_bytes()
     }
 
+    /// Where the ranks of `slot` lie.
+    #[must_use]
+    pub const fn ranks(&self, slot: usize) -> Range<usize> {
+        let start = self.correction(slot).end;
+        start..start + self.rank_bytes()
+    }
+
     /// Blocks that one sequence of `tokens` tokens can take, however they came: all but the newest R, in whole blocks.
     #[must_use]
     pub const fn blocks_for(tokens: usize, recent: usize) -> usize {
@@ -331,13 +361,18 @@ mod tests {
     #[test]
     fn parts_tile_the_region() {
         let layout = HeadLayout { kept: 13, recent: 20, slots: 3, head_dim: 72, sinks: 5, ..LAYOUT };
-        let layout = HeadLayout { fix: Fix::Compensated, kept_values: 40, ..layout };
+        let layout = HeadLayout { fix: Fix::Compensated, kept_values: 40, ranked: 70, ..layout };
         let mut parts: Vec<Range<usize>> = Vec::new();
         parts.extend((0..10).map(|page| layout.key_block(page)));
         parts.extend((0..10).map(|page| layout.value_block(page)));
         for slot in 0..3 {
             parts.extend([layout.ring_keys(slot), layout.ring_values(slot), layout.energy(slot)]);
-            parts.extend([layout.sink_keys(slot), layout.sink_values(slot), layout.correction(slot)]);
+            parts.extend([
+                layout.sink_keys(slot),
+                layout.sink_values(slot),
+                layout.correction(slot),
+                layout.ranks(slot),
+            ]);
         }
         let mut end = 0;
         for part in parts {

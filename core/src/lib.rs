@@ -54,7 +54,7 @@ pub mod value;
 pub mod wire;
 
 pub use attend::{Loops, Partial, Plain};
-pub use cache::{HeadMut, HeadRef, KeyOrder, Masks, Moments, Rows, Scoring};
+pub use cache::{HeadMut, HeadRef, Kept, KeyOrder, Masks, Moments, Rows, Scoring};
 pub use channel::mask::ChannelMask;
 pub use error::Error;
 pub use layout::HeadLayout;

@@ -1,6 +1,6 @@
 //! Byte-exact size of a whole model's cache, known before anything is allocated.
 
-use crate::{Error, HeadLayout, Lambda, Masks, Retention, StorageKind, policy::Fix};
+use crate::{BLOCK, Error, HeadLayout, Lambda, Masks, Retention, StorageKind, policy::Fix, token::Eviction};
 
 /// The shape of a model's thin cache: every layer has the same KV heads; each head keeps its own number of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct CachePlan {
     pub keys: StorageKind,
     /// How values are stored.
     pub values: StorageKind,
+    /// By what tokens are evicted one by one, where a sequence is to take no more than a capacity.
+    pub eviction: Option<Eviction>,
 }
 
 /// Bytes of a cache by part. They are what is allocated, alignment included.
@@ -60,6 +62,8 @@ pub struct CacheBytes {
     pub masks: usize,
     /// Page tables and spans.
     pub tables: usize,
+    /// Ranks that tokens are evicted by.
+    pub ranks: usize,
 }
 
 impl CacheBytes {
@@ -72,7 +76,7 @@ impl CacheBytes {
     /// The parts that lie in the arena: all but masks and tables.
     #[must_use]
     pub const fn arena(&self) -> usize {
-        self.prefix_keys + self.prefix_values + self.recent + self.sinks + self.corrections + self.energies
+        self.prefix_keys + self.prefix_values + self.recent + self.sinks + self.corrections + self.energies + self.ranks
     }
 }
 
@@ -86,7 +90,11 @@ impl CachePlan {
     /// Which tokens stay whole, and which go.
     #[must_use]
     pub const fn retention(&self) -> Retention {
-        Retention { sinks: self.sinks, recent: self.recent, window: self.window }
+        let capacity = match &self.eviction {
+            Some(eviction) => Some(eviction.capacity()),
+            None => None,
+        };
+        Retention { sinks: self.sinks, recent: self.recent, window: self.window, capacity }
     }
 
     /// Blocks that one sequence can take.
@@ -96,14 +104,40 @@ impl CachePlan {
             Some(window) if window < self.tokens => window,
             _ => self.tokens.saturating_sub(self.sinks),
         };
-        HeadLayout::blocks_for(reach, self.recent)
+        let blocks = HeadLayout::blocks_for(reach, self.recent);
+        match self.retention().most_blocks() {
+            Some(most) if most < blocks => most,
+            _ => blocks,
+        }
+    }
+
+    /// Whether tokens can be evicted: others neither all stay nor go by their age.
+    const fn check_eviction(&self) -> Result<(), Error> {
+        let Some(eviction) = &self.eviction else { return Ok(()) };
+        if self.window.is_some() {
+            return Err(Error::Inconsistent { what: "eviction and window" });
+        }
+        if eviction.recent() > self.recent {
+            return Err(Error::Capacity { what: "recent tokens", needed: eviction.recent(), capacity: self.recent });
+        }
+        let (needed, capacity) =
+            (self.sinks.saturating_add(self.recent).saturating_add(2 * BLOCK), eviction.capacity());
+        if needed > capacity {
+            return Err(Error::Capacity { what: "tokens kept", needed, capacity });
+        }
+        Ok(())
     }
 
     /// The layout of a head that keeps `kept` channels.
     ///
     /// # Errors
-    /// [`Error::HeadDim`], [`Error::Kept`], or [`Error::Capacity`] where a number does not fit the layout.
+    /// [`Error::HeadDim`], [`Error::Kept`], or [`Error::Capacity`] where a number does not fit the layout; where tokens are
+    /// evicted, [`Error::Capacity`] with the tokens that have to be kept for a thin block to be left, and
+    /// [`Error::Inconsistent`] beside a window.
     pub const fn head(&self, kept: usize) -> Result<HeadLayout, Error> {
+        if let Err(error) = self.check_eviction() {
+            return Err(error);
+        }
         let Some(pages) = self.blocks_per_slot().checked_mul(self.slots) else {
             return Err(Error::Capacity { what: "pages", needed: usize::MAX, capacity: u32::MAX as usize });
         };
@@ -126,6 +160,15 @@ impl CachePlan {
         if kept > self.head_dim {
             return Err(Error::Kept { kept, head_dim: self.head_dim });
         }
+        // A block's at least, so that there are some for the ring.
+        let blocks = self.blocks_per_slot();
+        let ranked = match &self.eviction {
+            Some(_) => (if blocks == 0 { 1 } else { blocks }).saturating_mul(BLOCK),
+            None => 0,
+        };
+        if ranked > u32::MAX as usize {
+            return Err(Error::Capacity { what: "ranks", needed: ranked, capacity: u32::MAX as usize });
+        }
         let layout = HeadLayout {
             head_dim: self.head_dim as u16,
             kept: kept as u16,
@@ -138,6 +181,7 @@ impl CachePlan {
             pages: pages as u32,
             keys: self.keys,
             values: self.values,
+            ranked: ranked as u32,
         };
         match layout.check() {
             Ok(()) => Ok(layout),
@@ -175,6 +219,7 @@ impl CachePlan {
                     bytes.corrections += slots * (layout.most_correction_bytes() - layout.correction_bytes());
                 }
                 bytes.energies += slots * layout.energy_bytes();
+                bytes.ranks += slots * layout.rank_bytes();
                 if bytes.total() > usize::MAX >> 1 {
                     return Err(OVERFLOW);
                 }
@@ -201,6 +246,7 @@ impl CachePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::h2o::H2o;
 
     /// SmolLM2-135M at 4,096 tokens in f16.
     const SMOL: CachePlan = CachePlan {
@@ -219,6 +265,7 @@ mod tests {
         window: None,
         keys: StorageKind::F16,
         values: StorageKind::F16,
+        eviction: None,
     };
 
     #[test]
@@ -291,6 +338,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_capacity_bounds_the_pages() {
+        let eviction = |capacity, recent| Some(Eviction::H2o(H2o { capacity, recent }));
+        let plan = CachePlan { eviction: eviction(512, 32), ..SMOL };
+        assert_eq!(plan.blocks_per_slot(), 14);
+        let (bytes, all) = (plan.bytes(|_, _| 32).unwrap(), SMOL.bytes(|_, _| 32).unwrap());
+        assert_eq!(bytes.prefix_keys, 90 * 14 * 32 * 32 * 2);
+        assert_eq!(bytes.ranks, 90 * (14 * 32 + 64) * 4);
+        assert!(bytes.total() * 6 < all.total());
+        // A capacity that is not reached costs the ranks.
+        let loose = CachePlan { eviction: eviction(8192, 32), ..SMOL }.bytes(|_, _| 32).unwrap();
+        assert_eq!(loose.total() - loose.ranks, all.total());
+        for eviction in [eviction(95, 32), eviction(512, 33)] {
+            assert!(matches!(CachePlan { eviction, ..SMOL }.head(32), Err(Error::Capacity { .. })));
+        }
+        assert!(CachePlan { window: Some(100), ..plan }.head(32).is_err());
     }
 
     #[test]

@@ -56,22 +56,23 @@ pub enum Tokens {
         /// Newest tokens kept.
         window: u32,
     },
-    /// Those that the last queries of the prompt vote for.
+    /// Those that the last queries of the prompt vote for; see [`Eviction::SnapKv`](crate::token::Eviction::SnapKv).
     Snapkv {
-        /// Tokens kept, the window's included.
+        /// Most tokens kept of prompt and answer, in every head: first ones and newest ones included.
         capacity: u32,
-        /// Newest tokens, whose queries vote.
+        /// Newest tokens, whose queries vote. They stay whole.
         window: u32,
         /// Neighbours whose votes are pooled, odd.
         kernel: u32,
         /// How votes are pooled.
         pool: Pool,
     },
-    /// Those that all queries so far pay the most attention, and the newest.
+    /// Those that all queries so far pay the most attention, and the newest; see
+    /// [`Eviction::H2o`](crate::token::Eviction::H2o).
     H2o {
-        /// Tokens kept, the recent ones included.
+        /// Most tokens kept of prompt and answer, in every head: first ones and newest ones included.
         capacity: u32,
-        /// Newest tokens, always kept.
+        /// Newest tokens, always kept. They stay whole.
         recent: u32,
     },
 }
@@ -415,6 +416,21 @@ impl Policy {
                 "fix=lowrank",
                 "it counts channels, and low-rank keys have directions",
             );
+        }
+        if matches!(self.tokens, Tokens::Snapkv { .. } | Tokens::H2o { .. }) {
+            if self.life != Life::Prompt {
+                return conflict("tokens", "life", "tokens that take the places of others are of the masks of these");
+            }
+            if self.fix == Fix::Lowrank {
+                return conflict(
+                    "tokens",
+                    "fix=lowrank",
+                    "tokens are evicted one by one, and thinned keys are projected in blocks",
+                );
+            }
+            if matches!(self.score, Score::Sketch { .. }) {
+                return conflict("tokens", "score=sketch", "a sketch leaves no token out");
+            }
         }
         if self.life != Life::Prompt && self.choice == Choice::Whole {
             return conflict("choice=whole", "life", "without a choice of channels there is no mask to renew");

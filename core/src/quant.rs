@@ -95,6 +95,25 @@ impl CodeKind {
         }
     }
 
+    /// Writes code `index` of group `group` of a quad, which is at most the [largest](Self::largest).
+    fn set(self, quad: &mut [u8], group: usize, index: usize, code: u8) {
+        let mut put = |at: usize, shift: usize, bits: u32| {
+            let byte = &mut quad[QUAD * at + group];
+            let mask = u8::MAX >> (8 - bits);
+            *byte = *byte & !(mask << shift) | (code & mask) << shift;
+        };
+        match self {
+            Self::Int8 => put(index, 0, 8),
+            Self::Int4 => put(index % 16, index / 16 * 4, 4),
+            Self::Int2 => put(index % 8, index / 8 * 2, 2),
+            Self::Int3 => {
+                put(index % 8, index / 8 * 2, 2);
+                let byte = &mut quad[QUARTER + QUAD * (index % 4) + group];
+                *byte = *byte & !(1 << (index / 4)) | (code >> 2) << (index / 4);
+            }
+        }
+    }
+
     /// The parts of `bytes`, which start with `groups` groups: codes, then scales, then minima.
     ///
     /// # Errors
@@ -215,6 +234,65 @@ impl GroupsMut<'_> {
     }
 }
 
+impl GroupsMut<'_> {
+    /// The bytes of the quad of group `group`, and the group's place in it.
+    fn quad(&mut self, group: usize) -> (&mut [u8], usize) {
+        (&mut self.codes[group / QUAD * self.kind.quad_bytes()..][..self.kind.quad_bytes()], group % QUAD)
+    }
+
+    /// Stores group `group` alone.
+    pub(crate) fn put_group(&mut self, group: usize, numbers: &[f32; GROUP]) {
+        let mut codes = [0; GROUP];
+        (self.scales[group], self.mins[group]) = quantise(self.kind, numbers, &mut codes);
+        self.put_codes(group, (0..).zip(codes));
+    }
+
+    fn put_codes(&mut self, group: usize, codes: impl Iterator<Item = (usize, u8)>) {
+        let kind = self.kind;
+        let (quad, group) = self.quad(group);
+        codes.for_each(|(index, code)| kind.set(quad, group, index, code));
+    }
+
+    /// Stores the numbers at `indices` of group `group` as `numbers` has them, in place of what was there; the others of
+    /// `numbers` do not count. Scale and minimum stay, so that the other numbers are what they were, unless a number lies
+    /// more than half a step outside of the range; where codes are few, unless all then are off by less.
+    pub(crate) fn replace(
+        &mut self,
+        group: usize,
+        indices: impl Iterator<Item = usize> + Clone,
+        numbers: &[f32; GROUP],
+    ) {
+        let affine =
+            Affine { scale: self.scales[group], min: self.mins[group], levels: f32::from(self.kind.largest()) };
+        let (low, step) = (affine.min.load(), affine.scale.load());
+        let high = low + step * affine.levels;
+        let within = low - step / 2.0..=high + step / 2.0;
+        let mut codes = [0; GROUP];
+        affine.encode(numbers, &mut codes);
+        let error = |index: usize| f32::from(codes[index]) * step + low - numbers[index];
+        if !indices.clone().all(|index| within.contains(&numbers[index])) {
+            let clamped: f32 = indices.clone().map(|index| error(index) * error(index)).sum();
+            let kind = self.kind;
+            let mut mixed = [0.0; GROUP];
+            let (quad, at) = self.quad(group);
+            for (index, x) in mixed.iter_mut().enumerate() {
+                *x = f32::from(kind.code(quad, at, index)) * step + low;
+            }
+            indices.clone().for_each(|index| mixed[index] = numbers[index]);
+            let mut anew = [0; GROUP];
+            let (scale, min) = quantise(kind, &mixed, &mut anew);
+            let off = |(&code, x): (&u8, &f32)| f32::from(code) * scale.load() + min.load() - x;
+            let whole: f32 = anew.iter().zip(&mixed).map(off).map(|off| off * off).sum();
+            // Few codes leave numbers outside of their range anyway. What is no number stays visible.
+            if kind.largest() > 7 || clamped.is_nan() || clamped > whole {
+                (self.scales[group], self.mins[group]) = (scale, min);
+                return self.put_codes(group, (0..).zip(anew));
+            }
+        }
+        self.put_codes(group, indices.map(|index| (index, codes[index])));
+    }
+}
+
 /// Writes the codes of `numbers` and returns their scale and minimum. A number that is not one makes the minimum one that
 /// is not: it stays visible.
 fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> (f16, f16) {
@@ -314,7 +392,7 @@ fn below(x: f16) -> f16 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::vec;
+    use std::{vec, vec::Vec};
 
     proptest! {
         #[test]
@@ -348,6 +426,72 @@ mod tests {
                 }
                 // And then it is because all together are off by less.
                 prop_assert!(error <= bound * (1.0 + 1e-5), "{error} of at most {bound}");
+            }
+        }
+    }
+
+    proptest! {
+        /// In a range that has them, new numbers take nothing from the others; else all are as near as codes allow.
+        #[test]
+        fn replaced_numbers_leave_the_others_alone(
+            numbers in prop::array::uniform32(-1.0f32..1.0),
+            new in prop::collection::vec((0usize..32, -1.0f32..1.0), 1..6),
+            far in prop_oneof![3 => Just(1.0f32), 1 => 1.0f32..20.0],
+            offset in -3.0f32..3.0,
+        ) {
+            for kind in [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2] {
+                let mut memory = vec![0u16; kind.bytes(6) / 2];
+                let bytes = bytemuck::cast_slice_mut(&mut memory);
+                let numbers = numbers.map(|x| x + offset);
+                let mut parts = kind.parts_mut(bytes, 6).unwrap();
+                parts.put(0, &[[9.0; 32]; 4]);
+                parts.put(1, &[numbers, numbers, [7.0; 32], [7.0; 32]]);
+                let before: [f32; 32] = core::array::from_fn(|i| kind.parts(bytes, 6).unwrap().get(4, i));
+                let affine = |bytes: &[u8]| { let g = kind.parts(bytes, 6).unwrap(); (g.scales[4], g.mins[4]) };
+                let (scale, min) = affine(bytes);
+                let (low, high) = (min.load(), min.load() + scale.load() * f32::from(kind.largest()));
+                let mut target = before;
+                let mut wanted = [f32::MAX; 32];
+                for &(at, x) in &new {
+                    wanted[at] = x * far + offset;
+                    target[at] = wanted[at];
+                }
+                let indices = || (0..32).filter(|&at| wanted[at] != f32::MAX);
+                kind.parts_mut(bytes, 6).unwrap().replace(4, indices(), &wanted);
+                let groups = kind.parts(bytes, 6).unwrap();
+                let slack = 1e-5 * (1.0 + low.abs());
+                let step = scale.load();
+                if indices().all(|at| (low - step * 0.49..=high + step * 0.49).contains(&wanted[at])) {
+                    prop_assert_eq!(affine(bytes), (scale, min));
+                }
+                let mut error = 0.0;
+                for at in 0..32 {
+                    let off = groups.get(4, at) - target[at];
+                    if affine(bytes) == (scale, min) && wanted[at] == f32::MAX {
+                        prop_assert_eq!(groups.get(4, at), before[at]);
+                    }
+                    error += off * off;
+                }
+                // No worse than all numbers stored anew, or half a step each.
+                let mut codes = [0; 32];
+                let (s, m) = quantise(kind, &target, &mut codes);
+                let anew: f32 =
+                    codes.iter().zip(&target).map(|(&c, x)| (f32::from(c) * s.load() + m.load() - x).powi(2)).sum();
+                let half = indices().count() as f32 * (step / 2.0 + slack).powi(2);
+                prop_assert!(error <= anew.max(half) * 1.001 + 1e-9, "{error}, anew {anew}, {half}");
+                let within = kind.largest() <= 7 || affine(bytes) == (scale, min);
+                prop_assert!(within || indices().any(|at| !(low - step / 2.0..=high + step / 2.0).contains(&wanted[at])));
+                // The groups beside it are as they were.
+                let beside: Vec<f32> = (0..32).map(|at| groups.get(5, at)).collect();
+                let mut twice = vec![0u16; kind.bytes(6) / 2];
+                let bytes = bytemuck::cast_slice_mut(&mut twice);
+                kind.parts_mut(bytes, 6).unwrap().put(1, &[numbers, numbers, [7.0; 32], [7.0; 32]]);
+                prop_assert_eq!(beside, (0..32).map(|at| kind.parts(bytes, 6).unwrap().get(5, at)).collect::<Vec<_>>());
+                prop_assert_eq!(groups.get(3, 31), 9.0);
+                // A group put alone is as it is among four.
+                kind.parts_mut(bytes, 6).unwrap().put_group(4, &numbers);
+                let alone: [f32; 32] = core::array::from_fn(|i| kind.parts(bytes, 6).unwrap().get(4, i));
+                prop_assert_eq!(alone, before);
             }
         }
     }

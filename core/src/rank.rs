@@ -37,7 +37,12 @@ pub(crate) struct Cut {
 impl Cut {
     /// The cut of the `best` largest of `scores`, which are not NaN.
     pub(crate) fn new(scores: &[f32], best: usize) -> Self {
-        let above = |key: u32| scores.iter().filter(|&&x| self::key(x) > key).count();
+        Self::of(scores.iter().copied(), best)
+    }
+
+    /// [`new`](Self::new) of scores that lie wherever.
+    pub(crate) fn of(scores: impl Iterator<Item = f32> + Clone, best: usize) -> Self {
+        let above = |key: u32| scores.clone().filter(|&x| self::key(x) > key).count();
         // Above the n-th largest there are fewer than n; at most `best` are, for the smallest such key.
         let key = smallest(|key| above(key) < best.max(1)).unwrap_or(u32::MAX);
         Self { key, ties: if best == 0 { 0 } else { best - above(key) } }

@@ -94,8 +94,12 @@ impl CacheHeader {
     /// The header of a cache with one sequence.
     ///
     /// # Errors
-    /// [`Error::Capacity`] where a number of the plan does not fit its field.
+    /// [`Error::Capacity`] where a number of the plan does not fit its field; [`Error::Inconsistent`] for one that evicts
+    /// tokens by ranks, which the format has not.
     pub fn new(plan: &CachePlan, lambda: Lambda) -> Result<Self, Error> {
+        if plan.eviction.is_some() {
+            return Err(Error::Inconsistent { what: "eviction" });
+        }
         Ok(Self {
             version: VERSION,
             lambda,
@@ -140,6 +144,7 @@ impl CacheHeader {
             window: self.window.map(|window| window as usize),
             keys: self.keys,
             values: self.values,
+            eviction: None,
         };
         plan.head(self.lambda.kept(plan.head_dim))?;
         Ok(plan)
@@ -169,6 +174,7 @@ mod tests {
         pages: 300,
         keys: StorageKind::F16,
         values: StorageKind::F32,
+        ranked: 0,
     };
 
     fn header() -> CacheHeader {

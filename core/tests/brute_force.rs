@@ -196,7 +196,7 @@ proptest! {
         let (d, total) = (life.head_dim, life.steps.iter().sum());
         let plan = CachePlan {
             layers: 1, kv_heads: 1, head_dim: d, sinks: life.sinks, recent: life.recent, fix: life.fix, copies: 1, flexible: false, renews: life.renews,
-            value_lambda: life.value_lambda, slots: 2, tokens: total, window: life.window, keys: life.keys, values: life.values,
+            value_lambda: life.value_lambda, slots: 2, tokens: total, window: life.window, keys: life.keys, values: life.values, eviction: None,
         };
         let layout = plan.head(life.kept).unwrap();
         // A pool that held something else before: 0xff is NaN in every kind.

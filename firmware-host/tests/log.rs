@@ -74,7 +74,7 @@ fn the_log_says_what_the_scenario_does() {
     // A prompt of 120 tokens leaves 32 whole: 88 go into three blocks, of half of 64 channels (lambda .5). The ring of 64
     // overflows at the 33rd token of the answer and every 32 tokens from there: three times in 100.
     let flush = "thinned 32 tokens into 1 blocks of 32 channels";
-    let layout = "HeadLayout { head_dim: 64, kept: 32, sinks: 0, recent: 32, fix: None, kept_values: 64, slots: 1, pages: 8, keys: F16, values: F16 }";
+    let layout = "HeadLayout { head_dim: 64, kept: 32, sinks: 0, recent: 32, fix: None, kept_values: 64, renews: false, slots: 1, pages: 8, keys: F16, values: F16, ranked: 0 }";
     let sum = run().results.strip_prefix("checksum ").unwrap().trim_end();
     let (select, cache, main) = ("thinkey_core::channel::select", "thinkey_core::cache", "thinkey_freestanding");
     let expected = [

@@ -47,6 +47,7 @@ fn filled(kind: StorageKind, tokens: usize) -> ThinCache {
         window: None,
         keys: kind,
         values: kind,
+        eviction: None,
     };
     let mut cache = ThinCache::new(plan, 32, |_, _| KEPT).expect("a plan");
     let (pool, data) = (Pool::new(2).expect("threads"), numbers(tokens * HEADS.width()));

@@ -119,6 +119,17 @@ pub trait Cache {
     /// Newest queries of a prompt that score its channels, W.
     fn window(&self) -> usize;
 
+    /// Newest queries of a prompt that are kept for its admission: W, or as many as vote for tokens.
+    fn queries(&self) -> usize {
+        self.window().max(self.plan().eviction.map_or(0, |eviction| eviction.voters()))
+    }
+
+    /// Whether tokens are evicted by the attention that they get: [`ThinOps::gather`] and [`ThinOps::gather_prompt`] are
+    /// called then.
+    fn gathers(&self) -> bool {
+        self.plan().eviction.is_some_and(|eviction| eviction.gathers())
+    }
+
     /// Says how channels are chosen, which is the default otherwise: for sequences to come.
     fn choose_by(&mut self, choosing: Choosing);
 
@@ -335,8 +346,41 @@ pub trait ThinOps {
         out: Rows<Self>,
     ) -> Result<Rows<Self>, Error>;
 
+    /// Adds the attention that a step has paid to what its tokens are evicted by, in a cache that
+    /// [gathers](Cache::gathers): right after [`attend`](Self::attend) of the same rows.
+    ///
+    /// # Errors
+    /// Where the cache is damaged.
+    fn gather(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        slots: &[usize],
+        fused: &Rows<Self>,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        let _ = (cache, layer, slots, fused, heads);
+        Ok(())
+    }
+
+    /// As [`gather`](Self::gather) for the rows of a prompt that were [held](Self::hold) last, where one of the caches that
+    /// admit it gathers; `cache` is that which they attend to.
+    ///
+    /// # Errors
+    /// As there.
+    fn gather_prompt(
+        &mut self,
+        cache: &Self::Cache,
+        layer: usize,
+        prompt: &mut Self::Prompt,
+        fused: &Rows<Self>,
+    ) -> Result<(), Error> {
+        let _ = (cache, layer, prompt, fused);
+        Ok(())
+    }
+
     /// Memory for what a prompt of `rows` tokens to the sequence of `slot`, whose step has begun, attends to in a layer,
-    /// and for the queries of its newest `window` tokens: the largest [W](Cache::window) of the caches that admit it.
+    /// and for the queries of its newest `window` tokens: the largest [number](Cache::queries) of the caches that admit it.
     fn prompt(&self, cache: &Self::Cache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self::Prompt;
 
     /// Takes keys and values of fused rows, the next of the prompt in `layer`; those after its last row are of the next

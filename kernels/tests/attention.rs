@@ -160,6 +160,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
         window: case.window,
         keys: case.keys,
         values: case.values,
+        eviction: None,
     };
     let mut cache = ThinCache::new(plan, 32, |_, head| case.kept[head]).unwrap();
     cache.choose_by(Choosing { life: case.life, ..Choosing::default() });
@@ -245,6 +246,7 @@ fn small() -> ThinCache {
         window: None,
         keys: StorageKind::F16,
         values: StorageKind::F16,
+        eviction: None,
     };
     ThinCache::new(plan, 32, |_, _| 8).unwrap()
 }

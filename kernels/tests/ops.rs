@@ -10,6 +10,7 @@ use std::ops::Range;
 use thinkey_core::{
     BLOCK, CachePlan, Lambda, StorageKind,
     policy::{Fix, Life, Score, ThinValues},
+    token::{Eviction, h2o::H2o},
 };
 use thinkey_kernels::{
     cpu::{Cpu, cache::CacheError, linear::Activations, rows::Pairs, simd::Level},
@@ -168,7 +169,7 @@ proptest! {
                 ThinValues::Whole => Lambda::WHOLE,
                 ThinValues::L2 { lambda } | ThinValues::Query { lambda } => lambda,
             },
-            slots: 2, tokens, window, keys: kind, values: kind,
+            slots: 2, tokens, window, keys: kind, values: kind, eviction: None,
         };
         let channels = |layer: usize, head: usize| if layer == 0 { kept[head % 2] } else { 16 };
         let mut plain = Reference::<Backend>::default();
@@ -302,6 +303,7 @@ fn a_score_that_is_no_number_is_an_error() {
         window: None,
         keys: kind,
         values: kind,
+        eviction: None,
     };
     fn refuses<O: ThinOps<Backend = Backend>>(mut ops: O, plan: CachePlan, heads: Heads) {
         let mut cache = ops.cache(plan, 32, &|_, _| 8).unwrap();
@@ -337,8 +339,12 @@ fn the_reference_refuses_quantised_storage() {
         window: None,
         keys: StorageKind::F16,
         values: StorageKind::Int8,
+        eviction: None,
     };
     let error = Reference::<Backend>::default().cache(plan, 32, &|_, _| 8).unwrap_err();
     assert_eq!(error, CacheError::Kind { kind: StorageKind::Int8 });
+    let eviction = Some(Eviction::H2o(H2o { capacity: 512, recent: 32 }));
+    let plan = CachePlan { eviction, values: StorageKind::F16, ..plan };
+    assert_eq!(Reference::<Backend>::default().cache(plan, 32, &|_, _| 8).unwrap_err(), CacheError::Eviction);
     assert!(error.to_string().contains("int8 caches are not to be had"));
 }

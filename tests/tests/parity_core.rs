@@ -42,6 +42,7 @@ fn admit(recording: &Recording, layer: usize, head: usize, lambda: Lambda) -> He
         window: None,
         keys: StorageKind::F32,
         values: StorageKind::F32,
+        eviction: None,
     };
     let layout = plan.head(lambda.kept(head_dim)).unwrap();
     let mut memory = vec![[0u64; 8]; layout.bytes() / 64];

@@ -72,6 +72,7 @@ pub fn run() -> Result<u64, Error> {
         window: None,
         keys: StorageKind::F16,
         values: StorageKind::F16,
+        eviction: None,
     };
     let mut frame = [0; 64];
     let header = CacheHeader::new(&plan, Lambda::from_per_mille(500)?)?;

@@ -1,10 +1,10 @@
 //! What an admission writes: thinned keys and moved values into blocks, the others into the ring.
 
-use super::{KeyOrder, Rows};
+use super::{KeyOrder, Rows, evict::Kept};
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM,
     quant::{CodeKind, GROUP, QUAD},
-    storage::{Element, FloatKind, Form, elements, elements_mut, with_element},
+    storage::{Element, FloatKind, Form, StorageKind, elements, elements_mut, with_element},
 };
 use core::ops::Range;
 
@@ -17,6 +17,8 @@ pub(super) struct Parts<'a> {
     pub(super) sink_keys: &'a mut [u8],
     pub(super) sink_values: &'a mut [u8],
     pub(super) correction: &'a mut [u8],
+    /// Which tokens stay, where not all do.
+    pub(super) kept: Kept<'a>,
 }
 
 /// Numbers of a thinned key that are computed at a time.
@@ -83,11 +85,20 @@ struct Whole<'a, E> {
     /// New tokens that become sinks, and lie before the others.
     sunk: usize,
     steps: Steps,
+    /// Which tokens these are, where they are not all from the oldest on.
+    list: Option<&'a [u32]>,
 }
 
 impl<E: Element> Whole<'_, E> {
+    /// The token that is meant by `token`: itself, or the one that the list has there.
+    #[inline(always)]
+    fn listed(&self, token: usize) -> usize {
+        self.list.map_or(token, |list| list[token] as usize)
+    }
+
     #[inline(always)]
     fn get(&self, token: usize, channel: usize) -> E {
+        let token = self.listed(token);
         if token < self.held {
             self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1]
         } else {
@@ -98,6 +109,7 @@ impl<E: Element> Whole<'_, E> {
     /// The number itself: what is not in the ring yet is not rounded to what the ring stores.
     #[inline(always)]
     fn number(&self, token: usize, channel: usize) -> f32 {
+        let token = self.listed(token);
         if token < self.held {
             self.ring[token * self.ring_steps.0 + channel * self.ring_steps.1].load()
         } else {
@@ -110,8 +122,9 @@ impl<E: Element> Whole<'_, E> {
     fn copy(&self, token: usize, channels: &[u16], out: &mut [f32]) {
         // Of a value that keeps all, channels lie side by side.
         let (first, last) = (channels[0].into(), channels[channels.len() - 1]);
-        if token >= self.held && usize::from(last) - first + 1 == channels.len() {
-            let row = &self.new[self.steps.at(token - self.held + self.sunk, first)..][..channels.len()];
+        let whole = self.listed(token);
+        if whole >= self.held && usize::from(last) - first + 1 == channels.len() {
+            let row = &self.new[self.steps.at(whole - self.held + self.sunk, first)..][..channels.len()];
             out[..row.len()].copy_from_slice(row);
             return;
         }
@@ -203,6 +216,90 @@ impl<E: Element> Whole<'_, E> {
     }
 }
 
+/// Replacing what evicted tokens have left.
+impl<E: Element> Whole<'_, E> {
+    /// Stores keys in lanes of blocks that have others: the first of the list, one a lane of `lanes`.
+    fn replace_keys(
+        &self,
+        kind: StorageKind,
+        mask: &ChannelMask,
+        lanes: &[u32],
+        block: impl FnMut(usize) -> Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<(), Error> {
+        each_block(lanes, block, |first, lanes, range| {
+            let block = &mut bytes[range];
+            if let Form::Codes(kind) = kind.form() {
+                let mut groups = kind.parts_mut(block, mask.kept())?;
+                let mut numbers = [0.0; GROUP];
+                for (group, channel) in mask.channels().enumerate() {
+                    for (token, &lane) in (first..).zip(lanes) {
+                        numbers[lane as usize % BLOCK] = self.number(token, channel);
+                    }
+                    groups.replace(group, lanes.iter().map(|&lane| lane as usize % BLOCK), &numbers);
+                }
+                return Ok(());
+            }
+            let stored = elements_mut::<E>(block)?;
+            for (to, channel) in stored.chunks_exact_mut(BLOCK).zip(mask.channels()) {
+                for (token, &lane) in (first..).zip(lanes) {
+                    to[lane as usize % BLOCK] = self.get(token, channel);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Stores values where [`replace_keys`](Self::replace_keys) stores keys.
+    fn replace_values(
+        &self,
+        kind: StorageKind,
+        channels: &[u16],
+        lanes: &[u32],
+        block: impl FnMut(usize) -> Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<(), Error> {
+        each_block(lanes, block, |first, lanes, range| {
+            let block = &mut bytes[range];
+            if let Form::Codes(kind) = kind.form() {
+                let row = channels.len().div_ceil(GROUP);
+                let mut groups = kind.parts_mut(block, BLOCK * row)?;
+                for (token, &lane) in (first..).zip(lanes) {
+                    for (group, channels) in channels.chunks(GROUP).enumerate() {
+                        let (mut numbers, count) = ([0.0; GROUP], channels.len());
+                        self.copy(token, channels, &mut numbers);
+                        let last = numbers[count - 1];
+                        numbers[count..].fill(last);
+                        groups.put_group(group * BLOCK + lane as usize % BLOCK, &numbers);
+                    }
+                }
+                return Ok(());
+            }
+            let stored = elements_mut::<E>(block)?;
+            for (token, &lane) in (first..).zip(lanes) {
+                let to = &mut stored[lane as usize % BLOCK * channels.len()..];
+                to.iter_mut().zip(channels).for_each(|(to, &channel)| *to = self.get(token, channel.into()));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Calls `each` for every block that has some of `lanes` (ascending, over all blocks) with the place of the first of them
+/// in the list, those lanes, and where the block lies.
+fn each_block(
+    lanes: &[u32],
+    mut block: impl FnMut(usize) -> Range<usize>,
+    mut each: impl FnMut(usize, &[u32], Range<usize>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut first = 0;
+    for lanes in lanes.chunk_by(|a, b| *a as usize / BLOCK == *b as usize / BLOCK) {
+        each(first, lanes, block(lanes[0] as usize / BLOCK))?;
+        first += lanes.len();
+    }
+    Ok(())
+}
+
 /// Stores the whole keys of the new `tokens`, channel-major with `stride` lanes a channel, from lane `first` on.
 fn put_keys<E: Element>(
     rows: &Rows<'_>,
@@ -254,9 +351,12 @@ impl Parts<'_> {
             new: rows.keys,
             sunk: admission.sunk,
             steps: Steps::keys(&rows, layout.head_dim as usize),
+            list: self.kept.list(admission),
         };
+        let place = |block: usize| layout.key_block(pages[block] as usize);
+        whole.replace_keys(layout.keys, mask, self.kept.lanes, place, self.key_blocks)?;
         for block in admission.new_blocks() {
-            let (lanes, first) = admission.lanes(block);
+            let (lanes, first) = self.kept.place(admission, block);
             let bytes = &mut self.key_blocks[layout.key_block(pages[block] as usize)];
             let (bytes, own) = bytes.split_at_mut(layout.mask_at());
             mask.to_bits(own);
@@ -304,10 +404,16 @@ impl Parts<'_> {
             new: rows.values,
             sunk: admission.sunk,
             steps: Steps::rows(rows.stride),
+            list: self.kept.list(admission),
         };
+        let start = layout.value_block(0).start;
+        let place = |block: usize| {
+            let range = layout.value_block(pages[block] as usize);
+            range.start - start..range.end - start
+        };
+        whole.replace_values(layout.values, channels, self.kept.lanes, place, self.value_blocks)?;
         for block in admission.new_blocks() {
-            let (lanes, first) = admission.lanes(block);
-            let start = layout.value_block(0).start;
+            let (lanes, first) = self.kept.place(admission, block);
             let range = layout.value_block(pages[block] as usize);
             let bytes = &mut self.value_blocks[range.start - start..range.end - start];
             if let Form::Codes(kind) = layout.values.form() {

@@ -121,6 +121,7 @@ mod tests {
             window: None,
             keys,
             values,
+            eviction: None,
         };
         Ok(plan.bytes(|_, _| lambda.kept(64))?.total() as u64)
     }

@@ -2,12 +2,75 @@
 //!
 //! Every method lists the indices of the tokens it keeps, ascending, in memory that the caller passes in; ties go to the
 //! lower index. Eviction comes before channels are scored, so that a token that is gone scores nothing.
+//!
+//! A cache carries SnapKV and H2O out as an [`Eviction`]: every head ranks the tokens that leave its ring, and those that
+//! it has stored thin, and keeps the best; see [`cache`](crate::cache#evicting-tokens).
 
 use crate::{Error, rank::Cut};
+use h2o::H2o;
+use snapkv::SnapKv;
 
 pub mod h2o;
 pub mod snapkv;
 pub mod window;
+
+/// How a cache of bounded size ranks the tokens that compete for a place in it. All heads hold as many tokens; which ones is
+/// each KV head's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Eviction {
+    /// By the pooled votes of a prompt's newest queries, anew for each prompt whose tokens leave the ring. Those of an answer
+    /// rank above all that were voted for, the younger the higher, until the next vote.
+    SnapKv(SnapKv),
+    /// By the attention gathered from all queries so far.
+    H2o(H2o),
+}
+
+impl Eviction {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// As [`SnapKv::check`] and [`H2o::check`].
+    pub fn check(&self) -> Result<(), Error> {
+        match self {
+            Self::SnapKv(snapkv) => snapkv.check(),
+            Self::H2o(h2o) => h2o.check(),
+        }
+    }
+
+    /// Most tokens held, sinks and whole ones included.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        match self {
+            Self::SnapKv(snapkv) => snapkv.capacity,
+            Self::H2o(h2o) => h2o.capacity,
+        }
+    }
+
+    /// Newest tokens that are never evicted.
+    #[must_use]
+    pub const fn recent(&self) -> usize {
+        match self {
+            Self::SnapKv(snapkv) => snapkv.window,
+            Self::H2o(h2o) => h2o.recent,
+        }
+    }
+
+    /// Newest queries of a prompt that vote; 0 where all count.
+    #[must_use]
+    pub const fn voters(&self) -> usize {
+        match self {
+            Self::SnapKv(snapkv) => snapkv.window,
+            Self::H2o(_) => 0,
+        }
+    }
+
+    /// Whether all queries count, those of a step too.
+    #[must_use]
+    pub const fn gathers(&self) -> bool {
+        matches!(self, Self::H2o(_))
+    }
+}
 
 /// Writes the indices of the `best` largest of `scores` to the front of `kept`, ascending, and says how many: found by
 /// counting, with no sort and no memory. Of equal scores the lower index is kept.

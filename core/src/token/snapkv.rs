@@ -84,7 +84,8 @@ impl SnapKv {
         Ok(len + range(before, tokens, &mut kept[len..])?)
     }
 
-    fn pool(&self, votes: &[f32], pooled: &mut [f32]) {
+    /// Pools the votes of consecutive tokens: `pooled` has as many entries. What is beyond the ends has no votes.
+    pub fn pool(&self, votes: &[f32], pooled: &mut [f32]) {
         let reach = self.kernel / 2;
         for (token, pooled) in pooled.iter_mut().enumerate() {
             let near = &votes[token.saturating_sub(reach)..votes.len().min(token.saturating_add(reach + 1))];

@@ -23,6 +23,6 @@ pub fn admit(cache: &mut ThinCache, layer: usize, slot: usize, fused: Fused<'_>)
         let queries = (0..group).map(|member| (&data[(head * group + member) * head_dim..], counted, stride));
         step.add_queries(queries)?;
         let rows = Rows { keys: &data[keys + at..], order: KeyOrder::Rows, values: &data[values + at..], stride };
-        step.admit(group, rows, None)
+        step.admit_one(group, rows)
     })
 }

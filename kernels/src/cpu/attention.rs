@@ -3,6 +3,7 @@
 use super::{
     aligned::AlignedVec,
     cache::ThinCache,
+    evict,
     gemm::{Shape, Strided, StridedMut, gemm_panel},
     learn,
     loops::SimdLoops,
@@ -50,11 +51,12 @@ impl AttentionScratch {
         let CachePlan { head_dim, slots, .. } = *plan;
         let kv_heads = plan.heads();
         let tasks = (1..=slots).map(|slots| kv_heads * slots * splits(threads, kv_heads * slots)).max().unwrap_or(0);
-        let step = AlignedVec::bytes(attend::attend_len(heads / kv_heads, head_dim));
+        let step = AlignedVec::bytes(step_len(plan, heads / kv_heads));
         let whole = prompt + plan.sinks + plan.recent + BLOCK;
         let learns = plan.fix != Fix::None || plan.value_lambda != Lambda::WHOLE;
         let lesson = if learns { learn::len(whole, heads / kv_heads * window.min(prompt), head_dim) } else { 0 };
-        let tile = AlignedVec::bytes(tile_len(head_dim).max(lesson));
+        let tile =
+            AlignedVec::bytes(tile_len(head_dim).max(lesson).max(ranks_len(plan, heads / kv_heads, prompt, lesson)));
         // Prompts use the first buffers of the same list.
         let both = tasks.min(threads);
         both * step.max(tile)
@@ -64,9 +66,27 @@ impl AttentionScratch {
     }
 }
 
+/// Floats that a task of a step takes: where attention is gathered, also for its weights.
+pub(super) fn step_len(plan: &CachePlan, group: usize) -> usize {
+    let gathers = plan.eviction.is_some_and(|eviction| eviction.gathers());
+    let weights = if gathers { (plan.blocks_per_slot() + 1) * BLOCK + plan.recent } else { 0 };
+    attend::attend_len(group, plan.head_dim) + weights
+}
+
+/// Most floats that a thread takes to rank the tokens of a prompt and to list those that stay, beside those of a `lesson`.
+fn ranks_len(plan: &CachePlan, group: usize, prompt: usize, lesson: usize) -> usize {
+    let Some(eviction) = plan.eviction else { return 0 };
+    let whole = prompt + plan.sinks + plan.recent + BLOCK;
+    // Each of four regions in whole blocks.
+    let lanes = whole + (plan.blocks_per_slot() + 4) * BLOCK;
+    let vote = evict::vote_len(lanes, group * eviction.voters().min(prompt), plan.head_dim);
+    let gather = if eviction.gathers() { evict::gather_len(lanes, plan.head_dim) } else { 0 };
+    gather.max(3 * whole + vote.max(lesson))
+}
+
 /// Tasks that the tokens of a KV head are split over, at most, where `units` KV heads of all sequences are at work: two
 /// a thread together. More would share the work more evenly, but each begins with memory that nobody fetched in advance.
-const fn splits(threads: usize, units: usize) -> usize {
+pub(super) const fn splits(threads: usize, units: usize) -> usize {
     (2 * threads).div_ceil(if units == 0 { 1 } else { units })
 }
 
@@ -108,6 +128,11 @@ impl<'a> Fused<'a> {
 /// Fewest blocks that are worth a task of their own.
 const TASK_BLOCKS: usize = 8;
 
+/// Tasks that the tokens of a head are split over, `most` at most.
+pub(super) fn parts(head: &HeadRef<'_>, most: usize) -> usize {
+    (head.span().blocks as usize).div_ceil(TASK_BLOCKS).clamp(1, most)
+}
+
 /// One step's attention over the thin cache, the step's own tokens included ([admitted](super::cache::HeadStep) before):
 /// row r of `fused` belongs to sequence `slots[r]`; `out` is [rows, heads · D].
 ///
@@ -129,7 +154,7 @@ pub fn decode(
     let group = heads / kv_heads;
     let window = cache.plan().window.unwrap_or(usize::MAX);
     let most = splits(pool.threads(), kv_heads * slots.len());
-    let memory = attend::attend_len(group, head_dim);
+    let memory = step_len(cache.plan(), group);
     scratch.tasks(kv_heads * slots.len() * most, memory);
     let tasks = &scratch.tasks;
     let view = |unit: usize| cache.head(layer, unit % kv_heads, slots[unit / kv_heads], true);
@@ -141,7 +166,7 @@ pub fn decode(
             actual: fused.data.len(),
         })
     };
-    let parts = |head: &HeadRef<'_>| (head.span().blocks as usize).div_ceil(TASK_BLOCKS).clamp(1, most);
+    let parts = |head: &HeadRef<'_>| parts(head, most);
     pool.try_run(kv_heads * slots.len() * most, &|task| {
         let (unit, split) = (task / most, task % most);
         let head = view(unit)?;

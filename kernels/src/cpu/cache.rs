@@ -4,10 +4,11 @@ use super::learn::Learnt;
 use crate::ops::{Cache, Choosing, Renewal};
 use memmap2::MmapMut;
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, Error, HeadLayout, HeadMut, HeadRef, Masks, Moments, Rows, Scoring, Span,
-    StorageKind,
+    Admission, BLOCK, CacheBytes, CachePlan, Error, HeadLayout, HeadMut, HeadRef, Kept, Masks, Moments, Rows, Scoring,
+    Span, StorageKind,
     channel::compensate,
     policy::{Life, Score, ThinValues},
+    token::Eviction,
 };
 
 /// Why a cache could not be made.
@@ -28,6 +29,9 @@ pub enum CacheError {
         /// The slot and its value.
         part: &'static str,
     },
+    /// The device evicts no tokens.
+    #[error("this device evicts no tokens by votes or attention; use tokens=all or tokens=window, or another device")]
+    Eviction,
     /// The system refuses the memory.
     #[error("no memory for a cache of {bytes} bytes; lower the context or raise λ")]
     Memory {
@@ -213,6 +217,22 @@ impl ThinCache {
         )
     }
 
+    /// The [ranks](HeadMut::ranks_mut) of a head that holds `span`.
+    ///
+    /// # Errors
+    /// Where the cache has none.
+    pub(super) fn ranks_mut(
+        &mut self,
+        layer: usize,
+        head: usize,
+        slot: usize,
+        span: Span,
+    ) -> Result<(&mut [f32], &mut [f32]), Error> {
+        let index = self.index(layer, head);
+        HeadMut::new(self.layouts[index], &mut self.arena[self.starts[index]..self.starts[index + 1]], slot)?
+            .into_ranks(span)
+    }
+
     /// The heads of a layer, in their order, each with what the step under way does to it: they can be admitted apart.
     ///
     /// # Panics
@@ -225,13 +245,15 @@ impl ThinCache {
         let (renewal, before) = (state.renewal, state.scored);
         let before = if renewal.starts_over(choosing.life) { 0 } else { before };
         let scored = before + step.new.min(*window);
+        let (position, eviction) = (state.position, plan.eviction);
         let (first, at) = (layer * plan.heads(), slot * layouts.len());
         let mut rest = &mut arena[starts[first]..];
         masks[at + first..][..plan.heads()].iter_mut().zip(first..).map(move |(masks, index)| {
             let (bytes, tail) = std::mem::take(&mut rest).split_at_mut(starts[index + 1] - starts[index]);
             rest = tail;
             let view = HeadMut::new(layouts[index], bytes, slot)?;
-            Ok(HeadStep { view, masks, step, pages: &state.pages, scored, choosing, renewal, head: index })
+            let pages = &state.pages;
+            Ok(HeadStep { view, masks, step, pages, scored, choosing, renewal, head: index, eviction, position })
         })
     }
 }
@@ -250,6 +272,9 @@ pub struct HeadStep<'a> {
     renewal: Renewal,
     /// The head's number among all of the model.
     head: usize,
+    eviction: Option<Eviction>,
+    /// Position of the step's first token.
+    position: usize,
 }
 
 impl HeadStep<'_> {
@@ -293,7 +318,43 @@ impl HeadStep<'_> {
         let layout = self.view.layout();
         self.chooses()
             && layout.correction_bytes() > 0
-            && compensate::tells(self.step.thinned, layout.head_dim as usize)
+            && compensate::tells(self.step.thinned - self.step.evicted, layout.head_dim as usize)
+    }
+
+    /// What the head holds before the step.
+    pub(super) fn past(&self) -> Result<HeadRef<'_>, Error> {
+        self.view.view(self.pages, self.step.before, self.masks.as_ref())
+    }
+
+    /// The [ranks](HeadMut::ranks_mut) of what is stored of `span`.
+    pub(super) fn ranks_mut(&mut self, span: Span) -> Result<(&mut [f32], &mut [f32]), Error> {
+        self.view.ranks_mut(span)
+    }
+
+    /// Lists which tokens stay, by [ranks](HeadMut::keep) that are `new` and those that the head has.
+    pub(super) fn keep<'k>(&self, new: &[f32], tokens: &'k mut [u32], lanes: &'k mut [u32]) -> Result<Kept<'k>, Error> {
+        self.view.keep(&self.step, new, tokens, lanes)
+    }
+
+    /// Admits the step's one token, which no prompt brings: as [`admit`](Self::admit), by the ranks that there are. Of those
+    /// that SnapKV's voters did not see, the younger rank higher, and all above the others.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn admit_one(&mut self, group: usize, rows: Rows<'_>) -> Result<(), Error> {
+        let Self { view, step, eviction, position, .. } = self;
+        let Some(eviction) = eviction else { return self.admit(group, rows, None, (Kept::ALL, &[])) };
+        if !eviction.gathers() && step.thinned > 0 {
+            let (_, ring) = view.ranks_mut(step.before)?;
+            // A vote is at most 1.
+            let first = 1 + *position - ring.len();
+            ring.iter_mut().enumerate().for_each(|(token, rank)| *rank = (first + token) as f32);
+        }
+        let new = &[0.0][step.sunk.min(1)..];
+        // A step thins a block at most.
+        let (mut tokens, mut lanes) = ([0; BLOCK], [0; BLOCK]);
+        let kept = self.view.keep(&self.step, new, &mut tokens, &mut lanes)?;
+        self.admit(group, rows, None, (kept, new))
     }
 
     /// Whether, where the step is a prompt, it is to bring which value channels its queries go by.
@@ -313,13 +374,22 @@ impl HeadStep<'_> {
     /// Admits the step's tokens: chooses the head's channels if none are chosen and tokens are to be thinned, thins what
     /// leaves the ring, stores the rest whole. The queries of the `group` query heads are [counted](Self::add_queries)
     /// before. Queries are corrected by what was `learnt`, or else by the means of the keys; value channels go by what was, or
-    /// else by their energy.
+    /// else by their energy. Where tokens are evicted, only those `kept` stay, and the ranks of new tokens that are no sinks
+    /// come with them.
     ///
     /// # Errors
     /// Where slices do not fit, or a score is NaN.
-    pub(super) fn admit(&mut self, group: usize, rows: Rows<'_>, learnt: Option<Learnt<'_>>) -> Result<(), Error> {
-        if self.chooses() {
-            let Self { view, masks, step, scored, choosing, head, .. } = self;
+    pub(super) fn admit(
+        &mut self,
+        group: usize,
+        rows: Rows<'_>,
+        learnt: Option<Learnt<'_>>,
+        (kept, new): (Kept<'_>, &[f32]),
+    ) -> Result<(), Error> {
+        let chooses = self.chooses();
+        let Self { view, masks, step, pages, scored, choosing, head, eviction, .. } = self;
+        let mut view = view.keeping(kept);
+        if chooses {
             let scoring = Scoring { score: choosing.score, head: *head, queries: *scored * group };
             let learnt = learnt.unwrap_or_default();
             let keys = match learnt.mask {
@@ -338,8 +408,11 @@ impl HeadStep<'_> {
                 view.clear_energy();
             }
         }
-        let Self { view, masks, step, pages, .. } = self;
-        view.admit(step, pages, masks.as_ref(), rows)
+        view.admit(step, pages, masks.as_ref(), rows)?;
+        if eviction.is_some() {
+            view.move_ranks(step, new)?;
+        }
+        Ok(())
     }
 }
 

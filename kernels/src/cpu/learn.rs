@@ -5,13 +5,13 @@
 //! blocks of 32 tokens as attention has them, and the covariance is a sum of products of such blocks with themselves.
 
 use super::{
+    evict::{ROWS, Scaled, Sight},
     gemm::{Shape, Strided, StridedMut, gemm_panel},
-    loops::SimdLoops,
     prompt::{Region, padded},
     simd::Level,
 };
 use thinkey_core::{
-    BLOCK, ChannelMask, Error, Loops, Moments,
+    BLOCK, ChannelMask, Error, Moments,
     channel::{
         compensate::{self, Correction},
         lowrank::Projection,
@@ -19,8 +19,6 @@ use thinkey_core::{
     },
 };
 
-/// Queries whose scores are held at a time.
-const ROWS: usize = 8;
 /// Tokens that are centred and multiplied at a time.
 const TILE: usize = 4 * BLOCK;
 
@@ -37,6 +35,8 @@ pub(super) struct Lesson<'a, Q> {
     pub(super) thinned: usize,
     /// Newest tokens that a query sees.
     pub(super) window: usize,
+    /// Which of the tokens thinned stay, ascending, where others are evicted: these teach nothing.
+    pub(super) kept: Option<&'a [u32]>,
     /// Whether mean and covariance are asked for.
     pub(super) moments: bool,
     /// Channels to be chosen by what regression on them [leaves](residual), if they are; only with moments.
@@ -115,7 +115,10 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
             return Ok(Learnt { values, ..Learnt::default() });
         }
         let weights = self.gather(mass);
-        compensate::weigh(weights, 0)?;
+        match self.kept {
+            None => compensate::weigh(weights, 0)?,
+            Some(kept) => weigh_kept(weights, kept)?,
+        };
         self.mean(weights, mean);
         self.covariance(weights, mean, (centred, turned), covariance);
         // Rows without padding.
@@ -136,7 +139,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     }
 
     /// The attention that each lane gets, mean over all queries; `queries` are scaled. Where value channels are to be
-    /// chosen, their [scores](thinkey_core::value::score::query) are added to `value_scores`.
+    /// chosen, their [scores](thinkey_core::value::score::query), all times the same, are added to `value_scores`.
     fn mass(
         &self,
         queries: &[f32],
@@ -145,45 +148,17 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         mass: &mut [f32],
         value_scores: &mut [f32],
     ) {
-        let (count, lanes, loops) = (queries.len() / head_dim, mass.len(), SimdLoops(self.level));
+        let (count, lanes) = (queries.len() / head_dim, mass.len());
         let window = count / self.queries.clone().count();
         let own = self.regions[2];
-        let newest = own.position + own.lanes as isize - window as isize;
+        let oldest = own.position + own.lanes as isize - window as isize;
+        let sight = Sight { level: self.level, regions: &self.regions, sinks: self.sinks, window: self.window };
         mass.fill(0.0);
-        for (index, queries) in queries.chunks(ROWS * head_dim).enumerate() {
-            let rows = queries.len() / head_dim;
-            let mut start = 0;
-            for region in self.regions {
-                for first in (0..region.lanes).step_by(BLOCK) {
-                    let shape = Shape { m: rows, k: head_dim, n: BLOCK };
-                    let a = Strided { data: queries, stride: head_dim };
-                    let b = Strided { data: &region.keys[first * head_dim..], stride: BLOCK };
-                    let c = StridedMut { data: &mut scores[start + first..], stride: lanes };
-                    gemm_panel(self.level, shape, a, b, c, false);
-                }
-                start += region.lanes.next_multiple_of(BLOCK);
-            }
-            for (row, scores) in scores.chunks_exact_mut(lanes).enumerate().take(rows) {
-                let position = newest + ((index * ROWS + row) % window) as isize;
-                let mut start = 0;
-                for region in self.regions {
-                    let lane = |position: isize| {
-                        position.saturating_sub(region.position).clamp(0, region.lanes as isize) as usize
-                    };
-                    let (open, end) = (region.open(self.sinks), lane(position + 1));
-                    let first = lane(position.saturating_add(1).saturating_sub_unsigned(self.window)).max(open);
-                    let scores = &mut scores[start..start + region.lanes.next_multiple_of(BLOCK)];
-                    scores[open.min(end)..first.min(end)].fill(f32::NEG_INFINITY);
-                    scores[end..].fill(f32::NEG_INFINITY);
-                    start += scores.len();
-                }
-                let largest = loops.largest(scores);
-                let share = 1.0 / loops.exponentials(scores, largest);
-                for (mass, score) in mass.iter_mut().zip(scores) {
-                    *score *= share;
-                    *mass += *score / count as f32;
-                }
-            }
+        for (index, whole) in queries.chunks(ROWS * head_dim).enumerate() {
+            let position = |row| oldest + ((index * ROWS + row) % window) as isize;
+            let rows = whole.len() / head_dim;
+            let queries = Scaled { head_dim, whole, thin: &[], added: &[] };
+            sight.add(queries, position, 1.0 / count as f32, scores, mass);
             if self.values.is_some() {
                 self.outputs(&scores[..rows * lanes], lanes, head_dim, outputs);
                 for output in outputs.chunks_exact(padded(head_dim)).take(rows) {
@@ -197,18 +172,14 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     fn outputs(&self, weights: &[f32], lanes: usize, head_dim: usize, outputs: &mut [f32]) {
         let (rows, width, mut start) = (weights.len() / lanes, padded(head_dim), 0);
         outputs.fill(0.0);
-        for region in self.regions {
-            let count = region.lanes.next_multiple_of(BLOCK);
+        for region in self.regions.iter().filter(|region| region.lanes > 0) {
             for column in (0..width).step_by(BLOCK) {
                 let shape = Shape { m: rows, k: region.lanes, n: BLOCK };
                 let a = Strided { data: &weights[start..], stride: lanes };
-                let b = Strided { data: region.values.get(column..).unwrap_or_default(), stride: width };
-                let c = StridedMut { data: &mut outputs[column..], stride: width };
-                if region.lanes > 0 {
-                    gemm_panel(self.level, shape, a, b, c, true);
-                }
+                let b = Strided { data: &region.values[column..], stride: width };
+                gemm_panel(self.level, shape, a, b, StridedMut { data: &mut outputs[column..], stride: width }, true);
             }
-            start += count;
+            start += region.lanes.next_multiple_of(BLOCK);
         }
     }
 
@@ -235,7 +206,10 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
                 let (block, first) = (lane / BLOCK, lane % BLOCK);
                 let count = (BLOCK - first).min(region.lanes - lane).min(rest.len());
                 let (weights, tail) = rest.split_at(count);
-                each(&region.keys[block * BLOCK * head_dim..][..BLOCK * head_dim], first, weights);
+                // Of those evicted there may be whole blocks.
+                if self.kept.is_none() || weights.iter().any(|&weight| weight != 0.0) {
+                    each(&region.keys[block * BLOCK * head_dim..][..BLOCK * head_dim], first, weights);
+                }
                 (rest, lane) = (tail, lane + count);
             }
         }
@@ -298,6 +272,24 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
     }
 }
 
+/// [`compensate::weigh`] for the tokens `kept`; the others weigh nothing.
+fn weigh_kept(weights: &mut [f32], kept: &[u32]) -> Result<f32, Error> {
+    for (at, &token) in kept.iter().enumerate() {
+        weights[at] = weights[token as usize];
+    }
+    let mass = compensate::weigh(&mut weights[..kept.len()], 0)?;
+    // Back to their places, the last one first: none is before its own in the list.
+    let mut end = weights.len();
+    for (at, &token) in kept.iter().enumerate().rev() {
+        let (weight, token) = (weights[at], token as usize);
+        weights[token + 1..end].fill(0.0);
+        weights[token] = weight;
+        end = token;
+    }
+    weights[..end].fill(0.0);
+    Ok(mass)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +328,7 @@ mod tests {
             ring in 0usize..70,
             own in 20usize..300,
             share in 0.1f64..1.0,
+            evicts in any::<bool>(),
             seed in any::<u64>(),
         ) {
             // The ring has tokens only once there are all sinks.
@@ -348,10 +341,21 @@ mod tests {
             let (mut mass, mut scratch) = (vec![0.0; tokens], vec![0.0; tokens]);
             mass::group_mass(&Plain, &query_window, &rows, &mut scratch, &mut mass).unwrap();
             mass.truncate(sinks + thinned);
+            // Of those thinned, about half; the others are as if they were not there.
+            let stays = |token: usize| token == 0 || numbers(seed ^ token as u64, 3)[2] > 0.0;
+            let kept: Vec<u32> = (0..thinned).filter(|&token| stays(token)).map(|token| token as u32).collect();
+            let mut rows = rows.first(sinks + thinned).unwrap();
+            let mut listed = keys[..sinks * d].to_vec();
+            if evicts {
+                kept.iter().for_each(|&token| listed.extend(&keys[(sinks + token as usize) * d..][..d]));
+                rows = TokenRows::new(&listed, sinks + kept.len(), d, d).unwrap();
+                kept.iter().enumerate().for_each(|(at, &token)| mass[sinks + at] = mass[sinks + token as usize]);
+                mass.truncate(sinks + kept.len());
+            }
             compensate::weigh(&mut mass, sinks).unwrap();
             let (mut mean, mut covariance) = (vec![0.0; d], vec![0.0; d * d]);
             let mut scratch = vec![0.0; compensate::moments_scratch(d)];
-            compensate::moments(&rows.first(sinks + thinned).unwrap(), &mass, &mut scratch, &mut mean, &mut covariance).unwrap();
+            compensate::moments(&rows, &mass, &mut scratch, &mut mean, &mut covariance).unwrap();
 
             let parts = [0..past_sinks, past_sinks..past_sinks + ring, past_sinks + ring..tokens];
             let blocks = parts.clone().map(|part| packed(&keys[part.start * d..part.end * d], d));
@@ -376,7 +380,7 @@ mod tests {
             for level in Level::available() {
                 let lesson = Lesson {
                     level, queries: queries.chunks(window * d), regions: regions.each_ref(), sinks, thinned, window: usize::MAX,
-                    moments: true, choose: None, values: Some(kept_values),
+                    moments: true, choose: None, values: Some(kept_values), kept: evicts.then_some(&kept),
                 };
                 let mut memory = vec![f32::NAN; len(tokens, group * window, d)];
                 let learnt = lesson.run(d, &mut memory).unwrap();

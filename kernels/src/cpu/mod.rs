@@ -6,6 +6,7 @@ pub mod aligned;
 pub mod attention;
 pub mod bandwidth;
 pub mod cache;
+pub mod evict;
 mod exponential;
 
 pub mod gemm;

@@ -4,6 +4,7 @@ use super::{
     admit::admit,
     attention::{self, AttentionScratch, Fused},
     cache::{CacheError, ThinCache},
+    evict,
     linear::{Activations, Arithmetic, Linear, LinearError, LinearScratch, Mode},
     pool::Pool,
     prompt::Prompt,
@@ -90,10 +91,11 @@ impl Cpu {
     #[must_use]
     pub fn scratch_bytes(demand: &Demand) -> ScratchBytes {
         let Demand { threads, width, inner, heads, kept, prompt, window, rows, cache } = *demand;
+        let queries = window.max(cache.eviction.map_or(0, |eviction| eviction.voters()));
         ScratchBytes {
             chunks: rows * (width + 2 * inner + inner) * size_of::<f32>(),
             panels: LinearScratch::bytes(threads, rows, &[width, heads * cache.head_dim, inner]),
-            packed: Prompt::bytes(&cache, heads, kept, prompt, window),
+            packed: Prompt::bytes(&cache, heads, kept, prompt, queries),
             tasks: AttentionScratch::task_bytes(threads, &cache, heads, prompt, window),
         }
     }
@@ -268,6 +270,30 @@ impl ThinOps for Cpu {
         };
         let (out, result) = read(rows, |data| write(out, |out| body(data, out)));
         result.map(|()| out)
+    }
+
+    fn gather(
+        &mut self,
+        cache: &mut ThinCache,
+        layer: usize,
+        slots: &[usize],
+        rows: &Rows<Self>,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        let Self { pool, level, attention: scratch, .. } = self;
+        read(rows, |data| evict::gather((&*pool, *level), cache, layer, slots, Fused::new(data, heads), scratch))
+    }
+
+    fn gather_prompt(
+        &mut self,
+        cache: &ThinCache,
+        layer: usize,
+        prompt: &mut Prompt,
+        rows: &Rows<Self>,
+    ) -> Result<(), Error> {
+        let Self { pool, level, attention: scratch, .. } = self;
+        let heads = prompt.heads();
+        read(rows, |data| prompt.gather((&*pool, *level), cache, layer, Fused::new(data, heads), scratch))
     }
 
     fn prompt(&self, cache: &ThinCache, slot: usize, rows: usize, window: usize, heads: Heads) -> Prompt {

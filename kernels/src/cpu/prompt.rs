@@ -9,13 +9,16 @@ use super::{
     aligned::AlignedVec,
     attention::{AttentionScratch, Fused},
     cache::{HeadStep, ThinCache},
+    evict::{self, Sight},
     learn::{self, Lesson},
     pool::Pool,
     simd::{LANES, Level},
 };
 use crate::ops::{Cache, Heads, HeldHead};
 use std::sync::{Mutex, PoisonError};
-use thinkey_core::{BLOCK, CachePlan, Error, HeadLayout, HeadRef, KeyOrder, Rows, Span, policy::Score};
+use thinkey_core::{
+    BLOCK, CachePlan, Error, HeadLayout, HeadRef, Kept, KeyOrder, Rows, Span, policy::Score, token::Eviction,
+};
 
 /// Keys and values of a layer that a prompt attends to: of what the cache held before the prompt, and of the prompt's
 /// own tokens so far.
@@ -39,6 +42,8 @@ pub struct Prompt {
     window: usize,
     /// [query head][window][D].
     queries: AlignedVec,
+    /// Attention that each lane has got from all rows of the layer so far, [query head][lanes]; empty where nobody asks.
+    gathered: AlignedVec,
 }
 
 /// A run of keys that a KV head's queries see: keys [block][channels][32], values [token][padded D].
@@ -99,7 +104,17 @@ impl Prompt {
         let floats = past.max().unwrap_or(0) + heads.kv_heads * Self::own(rows, heads.head_dim);
         let window = window.min(rows);
         let queries = AlignedVec::zeros(heads.heads * window * heads.head_dim);
-        Self { slot, heads, cached, rows, held: 0, packed: AlignedVec::zeros(floats), window, queries }
+        Self {
+            slot,
+            heads,
+            cached,
+            rows,
+            held: 0,
+            packed: AlignedVec::zeros(floats),
+            window,
+            queries,
+            gathered: AlignedVec::zeros(0),
+        }
     }
 
     /// Floats of the new tokens of a head.
@@ -123,6 +138,10 @@ impl Prompt {
         let (new, lanes) = (prompt.next_multiple_of(BLOCK), sinks + recent + 2 * BLOCK);
         AlignedVec::bytes(plan.kv_heads * new * whole + plan.heads() * (lanes * whole + blocks * BLOCK * thin))
             + AlignedVec::bytes(heads * window.min(prompt) * plan.head_dim)
+            + match plan.eviction {
+                Some(eviction) if eviction.gathers() => AlignedVec::bytes(heads * (lanes + blocks * BLOCK)),
+                _ => AlignedVec::bytes(0),
+            }
     }
 
     /// The slot of the sequence.
@@ -159,7 +178,7 @@ impl Prompt {
         if self.held == self.rows {
             self.held = 0;
         }
-        let Self { slot, heads, cached, rows, held, ref mut packed, window, ref mut queries } = *self;
+        let Self { slot, heads, cached, rows, held, ref mut packed, window, ref mut queries, .. } = *self;
         let (Heads { kv_heads, head_dim, .. }, padded) = (heads, padded(heads.head_dim));
         let count = fused.data.len() / fused.stride;
         assert!(held.is_multiple_of(BLOCK) && held + count <= rows, "{count} rows after {held} of {rows}");
@@ -196,6 +215,101 @@ impl Prompt {
         Ok(())
     }
 
+    /// Lanes of all regions that the prompt's rows see, the last of which has room for all of them.
+    fn lanes(&self, span: Span) -> usize {
+        let past: usize = past(span, 0, 0).iter().map(|&(_, lanes)| lanes).sum();
+        past + self.rows.next_multiple_of(BLOCK)
+    }
+
+    /// Gathers the attention that the newest rows, those of `fused`, pay every token that they see: for caches that evict by
+    /// it. It follows [`hold`](Self::hold) of the same rows, `cache` being as there.
+    ///
+    /// # Errors
+    /// Where slices do not fit.
+    pub fn gather(
+        &mut self,
+        (pool, level): (&Pool, Level),
+        cache: &ThinCache,
+        layer: usize,
+        fused: Fused<'_>,
+        scratch: &mut AttentionScratch,
+    ) -> Result<(), Error> {
+        let (Heads { heads, kv_heads, head_dim }, copies) = (self.cached, cache.plan().copies);
+        let (span, first) = (cache.span(self.slot), cache.position(self.slot));
+        let lanes = self.lanes(span);
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gathered.grow(heads * lanes);
+        let count = fused.data.len() / fused.stride;
+        if self.held == count {
+            gathered.fill(0.0);
+        }
+        let (mut seen, mut before) = (Vec::with_capacity(kv_heads), 0);
+        for head in 0..kv_heads {
+            let past = cache.head(layer, head, self.slot, false)?;
+            seen.push((self.regions((head, copies), before, span, cache.packed_channels(layer, head), first), past));
+            before += past_len(&past);
+        }
+        let CachePlan { sinks, window, .. } = *cache.plan();
+        let window = window.unwrap_or(usize::MAX);
+        let position = first + self.held - count;
+        let tasks = scratch.threads(pool.threads(), evict::gather_len(lanes, head_dim));
+        let sums = Mutex::new(gathered[..heads * lanes].chunks_exact_mut(lanes).enumerate());
+        pool.try_run_on_threads(heads, &|_, thread| {
+            let next = sums.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((head, sums)) = next else { return Ok(()) };
+            let (regions, past) = &seen[head / (heads / kv_heads)];
+            let sight = Sight { level, regions: &regions.each_ref(), sinks, window };
+            let mut memory = tasks[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            evict::gather_rows(&sight, past, fused, (head, position), &mut memory, sums)
+        })?;
+        drop(seen);
+        self.gathered = gathered;
+        Ok(())
+    }
+
+    /// Ranks the tokens of head `head` of `heads` that compete for a place, those of `regions`, for `step`: the prompt's that are no
+    /// sinks in `new`, the others in the head.
+    fn rank(
+        &self,
+        level: Level,
+        (heads, head, eviction): (Heads, usize, Eviction),
+        step: &mut HeadStep<'_>,
+        regions: &[Region<'_>; 4],
+        memory: &mut [f32],
+        new: &mut [f32],
+    ) -> Result<(), Error> {
+        let (span, sunk) = (step.step().before, step.step().sunk);
+        match eviction {
+            Eviction::SnapKv(_) if step.step().thinned == 0 => {
+                new.fill(0.0);
+                Ok(())
+            }
+            Eviction::SnapKv(snapkv) => {
+                let sinks = span.sinks as usize + sunk;
+                let sight = Sight { level, regions: &regions.each_ref(), sinks, window: usize::MAX };
+                let voters = self.queries(heads, head, snapkv.window.min(self.rows));
+                evict::vote(&snapkv, step, &sight, voters, memory, new)
+            }
+            Eviction::H2o(_) => {
+                let (group, lanes) = (heads.group(), self.lanes(span));
+                let [(_, sinks), (_, thin), (_, ring)] = past(span, 0, 0);
+                let sums = self.gathered.get(head * group * lanes..(head + 1) * group * lanes);
+                let what = "attention gathered";
+                let (expected, actual) = ((head + 1) * group * lanes, self.gathered.len());
+                let sums = sums.ok_or(Error::Length { what, expected, actual })?;
+                let (stored, waiting) = step.ranks_mut(span)?;
+                new.fill(0.0);
+                for sums in sums.chunks_exact(lanes) {
+                    let sums = &sums[sinks..];
+                    stored.iter_mut().zip(sums).for_each(|(rank, sum)| *rank += sum);
+                    waiting.iter_mut().zip(&sums[thin..]).for_each(|(rank, sum)| *rank += sum);
+                    new.iter_mut().zip(&sums[thin + ring + sunk..]).for_each(|(rank, sum)| *rank += sum);
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// The queries of the newest `count` tokens, of those that are kept, of each query head of head `head` of `heads`.
     fn queries(&self, heads: Heads, head: usize, count: usize) -> impl Iterator<Item = &[f32]> + Clone {
         let (window, head_dim, group) = (self.window, heads.head_dim, heads.group());
@@ -224,15 +338,25 @@ impl Prompt {
         assert_eq!(held, rows, "rows of the layer");
         let scoring = cache.window().min(rows);
         assert!(scoring <= self.window, "{scoring} queries score, and {} are kept", self.window);
-        let CachePlan { sinks, window, .. } = *cache.plan();
+        let CachePlan { sinks, window, eviction, .. } = *cache.plan();
         let (span, position) = (cache.span(slot), cache.position(slot));
+        let thinned = cache.step(slot).map_or(0, |step| step.thinned);
         let kept: Vec<usize> = (0..heads.kv_heads).map(|head| cache.packed_channels(layer, head)).collect();
         let steps = cache.steps(layer, slot).map(|step| step.map(Mutex::new)).collect::<Result<Vec<_>, _>>()?;
         let lock = |head: usize| steps[head].lock().unwrap_or_else(PoisonError::into_inner);
         let lesson = learn::len(span.sinks as usize + span.recent as usize + rows, group * scoring, head_dim);
         let asks = |step: &HeadStep<'_>| step.asks_moments() || step.asks_values();
         let learns = (0..steps.len()).any(|head| asks(&lock(head)));
-        let memory = scratch.threads(pool.threads(), if learns { lesson } else { 0 });
+        let lesson = if learns { lesson } else { 0 };
+        let floats = match eviction {
+            Some(eviction) => {
+                let voters = group * eviction.voters().min(rows);
+                // Ranks of new tokens, then two lists.
+                rows + 2 * thinned + lesson.max(evict::vote_len(self.lanes(span), voters, head_dim))
+            }
+            None => lesson,
+        };
+        let memory = scratch.threads(pool.threads(), floats);
         pool.try_run_on_threads(steps.len(), &|head, thread| {
             let (keys, values) = own(packed, rows, head_dim, head / copies);
             let kv = Rows { keys, order: KeyOrder::Blocks, values, stride: padded(head_dim) };
@@ -240,11 +364,23 @@ impl Prompt {
             // The locks are never contended: they are what makes the access safe.
             let mut step = lock(head);
             step.add_queries(queries().map(|queries| (queries, scoring, head_dim)))?;
-            if !asks(&step) {
-                return step.admit(group, kv, None);
-            }
             let before = kept[..head].iter().map(|&kept| packed_len(&past(span, kept, head_dim), head_dim)).sum();
-            let [first, _, ring, own] = self.regions((head, copies), before, span, kept[head], position);
+            let regions = self.regions((head, copies), before, span, kept[head], position);
+            let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut memory = &mut memory[..];
+            let mut stay = (Kept::ALL, &[][..]);
+            if let Some(eviction) = eviction {
+                let (new, rest) = memory.split_at_mut(rows - step.step().sunk);
+                let (lists, rest) = rest.split_at_mut(2 * step.step().thinned);
+                self.rank(level, (heads, head, eviction), &mut step, &regions, rest, new)?;
+                let (tokens, lanes) = bytemuck::cast_slice_mut(lists).split_at_mut(step.step().thinned);
+                stay = (step.keep(new, tokens, lanes)?, new);
+                memory = rest;
+            }
+            if !asks(&step) {
+                return step.admit(group, kv, None, stay);
+            }
+            let [first, _, ring, own] = regions;
             let lesson = Lesson {
                 level,
                 queries: queries(),
@@ -252,12 +388,12 @@ impl Prompt {
                 sinks,
                 thinned: step.step().thinned,
                 window: window.unwrap_or(usize::MAX),
+                kept: (step.step().evicted > 0).then_some(stay.0.tokens),
                 moments: step.asks_moments(),
                 choose: (step.score() == Score::Residual).then_some(step.layout().kept.into()),
                 values: step.asks_values().then_some(step.layout().kept_values as usize),
             };
-            let mut memory = memory[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            step.admit(group, kv, Some(lesson.run(head_dim, &mut memory)?))
+            step.admit(group, kv, Some(lesson.run(head_dim, memory)?), stay)
         })
     }
 
@@ -446,7 +582,7 @@ mod tests {
             let plan = CachePlan {
                 layers: 2, kv_heads, head_dim, sinks, recent, copies, flexible: false, renews: thinned % 3 == 0, fix: Fix::None,
                 value_lambda: Lambda::WHOLE, slots: 1, tokens, window, keys: kind,
-                values: kind,
+                values: kind, eviction: None,
             };
             let heads = Heads { heads: 4, kv_heads, head_dim };
             let most = Prompt::bytes(&plan, heads.heads, kept, prompt, scoring);

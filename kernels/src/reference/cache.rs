@@ -105,7 +105,8 @@ pub struct ReferenceCache<B: Backend> {
 }
 
 impl<B: Backend> ReferenceCache<B> {
-    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache), but not of quantised kinds.
+    /// An empty cache; as [`ThinOps::cache`](crate::ops::ThinOps::cache), but not of quantised kinds, and not of those that
+    /// evict tokens by their ranks.
     pub(super) fn new(
         device: &B::Device,
         plan: CachePlan,
@@ -117,6 +118,9 @@ impl<B: Backend> ReferenceCache<B> {
         }
         if plan.fix == Fix::Lowrank {
             return Err(CacheError::Part { part: "fix=lowrank" });
+        }
+        if plan.eviction.is_some() {
+            return Err(CacheError::Eviction);
         }
         let heads = plan.layers * plan.heads();
         Ok(Self {

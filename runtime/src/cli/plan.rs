@@ -129,6 +129,7 @@ fn parts(plan: &MemoryPlan) -> [(&'static str, Vec<(&'static str, usize)>); 4] {
                 ("recent tokens", cache.recent),
                 ("corrections", cache.corrections),
                 ("query energies", cache.energies),
+                ("token ranks", cache.ranks),
                 ("masks", cache.masks),
                 ("page tables", cache.tables),
             ],

@@ -97,7 +97,7 @@ mod tests {
     fn what_cannot_be_is_named() {
         for (line, says) in [
             ("balanced", "this model is not calibrated: "),
-            ("tokens=h2o(100,10)", "tokens=h2o is not to be had"),
+            ("tokens=h2o(70,10)", "tokens=h2o keeps 70 tokens, and 74 are the fewest"),
             ("choice=dynamic(.1,.5)", "choice=dynamic is not to be had"),
             ("choice=adaptive(.9,8)", "λ = 0.9 leaves fewer channels"),
         ] {

@@ -24,6 +24,7 @@ impl ModelConfig {
             window: self.sliding_window,
             keys: kind,
             values: kind,
+            eviction: None,
         }
     }
 }

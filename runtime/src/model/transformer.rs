@@ -462,7 +462,8 @@ impl<O: ThinOps> Model<O> {
         if long {
             maps.release(&*table);
         }
-        let window = caches.iter().map(|(cache, _)| cache.window()).max().unwrap_or(0);
+        let window = caches.iter().map(|(cache, _)| cache.queries()).max().unwrap_or(0);
+        let gathers = caches.iter().any(|(cache, _)| cache.gathers());
         let mut later = Vec::with_capacity(caches.len());
         for (cache, spread) in caches.iter_mut() {
             let first = cache.position(slot) == 0;
@@ -490,6 +491,9 @@ impl<O: ThinOps> Model<O> {
                 fused = ops.rotate(fused, heads, rotation(config, layer), &|row| position + row);
                 profile.rotate += laps.lap();
                 ops.hold(caches[0].0, index, &mut prompt, &fused)?;
+                if gathers {
+                    ops.gather_prompt(caches[0].0, index, &mut prompt, &fused)?;
+                }
                 profile.attend += laps.lap();
                 // Of the last layer nothing but the last row is asked for.
                 if index + 1 < layers.len() || range.end == rows {
@@ -564,6 +568,9 @@ impl<O: ThinOps> Model<O> {
             ops.admit(cache, index, slots, &fused, heads)?;
             profile.admit += laps.lap();
             mixed = ops.attend(cache, index, slots, &fused, heads, mixed)?;
+            if cache.gathers() {
+                ops.gather(cache, index, slots, &fused, heads)?;
+            }
             profile.attend += laps.lap();
             x = finish(ops, layer, &mixed, x, 0..rows, profile, &mut laps);
         }

@@ -219,6 +219,7 @@ mod tests {
             window: None,
             keys: kind,
             values: kind,
+            eviction: None,
         };
         let numbers = 32_usize * 2048 * 24 * 16 * 128;
         for (kind, bytes, keys) in [(StorageKind::F32, 4, 12.9), (StorageKind::F16, 2, 6.4)] {

@@ -26,12 +26,13 @@ use crate::{
     model::ModelConfig,
 };
 use thinkey_core::{
-    CachePlan, Error, Lambda, Policy, StorageKind,
+    BLOCK, CachePlan, Error, Lambda, Policy, StorageKind,
     channel::{
         adaptive::{self, Grid, MIN_KEPT},
         compensate::SINKS,
     },
     policy::{Choice, Fix, Heads, Life, PolicyError, Store, ThinValues, Tokens},
+    token::{Eviction, h2o::H2o, snapkv::SnapKv},
 };
 
 /// Why a policy cannot be carried out for a model.
@@ -67,6 +68,19 @@ pub enum DesignError {
         /// The slot and its value.
         part: &'static str,
     },
+    /// Tokens cannot be evicted by ranks: too few are kept.
+    #[error(
+        "{part} keeps {capacity} tokens, and {needed} are the fewest: first ones and newest ones stay whole, {BLOCK} more as \
+         they come, and a block of {BLOCK} is thin"
+    )]
+    Capacity {
+        /// The slot and its value.
+        part: &'static str,
+        /// Tokens that it keeps.
+        capacity: usize,
+        /// The fewest.
+        needed: usize,
+    },
     /// The shape of the cache cannot be.
     #[error(transparent)]
     Core(#[from] Error),
@@ -89,11 +103,17 @@ impl CacheDesign {
     /// [`DesignError`] where the policy cannot be, alone or for this model.
     pub fn new(policy: Policy, config: &ModelConfig, calibration: Option<&Calibration>) -> Result<Self, DesignError> {
         policy.check()?;
-        supported(&policy)?;
+        if matches!(policy.choice, Choice::Dynamic { .. }) {
+            let why = "its λ is settled before, by what is free: plan, generate and chat do";
+            return Err(DesignError::Part { part: "choice=dynamic", why });
+        }
         let mut sinks = if policy.fix == Fix::None { 0 } else { SINKS };
         let mut window = config.sliding_window;
+        let eviction = eviction(policy.tokens);
         match (policy.tokens, window) {
             (Tokens::Window { .. }, Some(_)) => return Err(DesignError::SlidingWindow { part: "tokens=window" }),
+            (Tokens::Snapkv { .. }, Some(_)) => return Err(DesignError::SlidingWindow { part: "tokens=snapkv" }),
+            (Tokens::H2o { .. }, Some(_)) => return Err(DesignError::SlidingWindow { part: "tokens=h2o" }),
             (Tokens::Window { sinks: first, window: newest }, None) => {
                 sinks = sinks.max(first as usize);
                 window = Some(newest as usize);
@@ -116,9 +136,17 @@ impl CacheDesign {
                 ThinValues::Query { lambda } | ThinValues::L2 { lambda } => lambda,
             },
             window,
+            eviction,
             values: StorageKind::try_from(policy.values)?,
             ..config.cache_plan(1, 1, 0, StorageKind::try_from(policy.keys)?)
         };
+        if let Some(eviction) = eviction {
+            let (needed, capacity) = (sinks + eviction.recent() + 2 * BLOCK, eviction.capacity());
+            if needed > capacity {
+                let part = if eviction.gathers() { "tokens=h2o" } else { "tokens=snapkv" };
+                return Err(DesignError::Capacity { part, capacity, needed });
+            }
+        }
         let heads = plan.layers * plan.heads();
         let kept = match policy.choice {
             Choice::Top { lambda } => vec![lambda.kept(config.head_dim) as u16; heads],
@@ -179,9 +207,11 @@ impl CacheDesign {
         }
     }
 
-    /// The plan of a cache for `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole.
+    /// The plan of a cache for `slots` sequences of at most `tokens` tokens, the newest `recent` of them whole; more, where
+    /// the policy never evicts as many.
     #[must_use]
     pub fn plan(&self, slots: usize, tokens: usize, recent: usize) -> CachePlan {
+        let recent = recent.max(self.plan.eviction.map_or(0, |eviction| eviction.recent()));
         CachePlan { slots, tokens, recent, ..self.plan }
     }
 }
@@ -200,17 +230,16 @@ pub fn default(calibrated: bool, device: Device) -> Policy {
     policy
 }
 
-/// Whether sessions have all parts of `policy`.
-fn supported(policy: &Policy) -> Result<(), DesignError> {
-    const FUNCTIONS: &str = "core has it as functions, and no cache does it yet";
-    let part = |part, why| Err(DesignError::Part { part, why });
-    match policy.tokens {
-        Tokens::Snapkv { .. } => return part("tokens=snapkv", FUNCTIONS),
-        Tokens::H2o { .. } => return part("tokens=h2o", FUNCTIONS),
-        Tokens::All | Tokens::Window { .. } => {}
+/// By what tokens are evicted one by one.
+fn eviction(tokens: Tokens) -> Option<Eviction> {
+    match tokens {
+        Tokens::All | Tokens::Window { .. } => None,
+        Tokens::Snapkv { capacity, window, kernel, pool } => {
+            let (capacity, window, kernel) = (capacity as usize, window as usize, kernel as usize);
+            Some(Eviction::SnapKv(SnapKv { capacity, window, kernel, pool }))
+        }
+        Tokens::H2o { capacity, recent } => {
+            Some(Eviction::H2o(H2o { capacity: capacity as usize, recent: recent as usize }))
+        }
     }
-    if matches!(policy.choice, Choice::Dynamic { .. }) {
-        return part("choice=dynamic", "its λ is settled before, by what is free: plan, generate and chat do");
-    }
-    Ok(())
 }

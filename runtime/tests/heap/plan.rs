@@ -75,7 +75,12 @@ pub fn the_heap_of_tiny_models_is_as_planned() {
             (2, "think"),
             (4, "think,lambda=.9"),
             (2, "think,fix=compensated,keys=int4,values=int8"),
+            (2, "think,fix=compensated,tokens=snapkv(500,60,7,avg)"),
+            (2, "tokens=h2o(700,64),keys=int8"),
         ] {
+            if config.sliding_window.is_some() && policy.contains("tokens=") {
+                continue;
+            }
             let workload = Workload {
                 // Two whole runs, and one that is all but whole.
                 context: 1540,

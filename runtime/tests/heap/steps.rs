@@ -11,7 +11,15 @@ use thinkey::{
     model::{Architecture, ModelConfig, transformer::WINDOW},
     weights::Checkpoint,
 };
-use thinkey_core::{CachePlan, StorageKind, policy::Fix};
+use thinkey_core::{
+    CachePlan, StorageKind,
+    policy::Fix,
+    token::{
+        Eviction,
+        h2o::H2o,
+        snapkv::{Pool, SnapKv},
+    },
+};
 
 /// Steps long enough that every sequence begins, fills and flushes blocks, and one drops some.
 const STEPS: u32 = 150;
@@ -36,7 +44,14 @@ pub fn a_decode_step_allocates_nothing() {
             let plan = engine.config().cache_plan(3, 480, 32, kind);
             // With sinks and corrections too.
             let sinks = if kind == StorageKind::F16 { 4 } else { 0 };
-            let plan = CachePlan { sinks, fix: if sinks > 0 { Fix::Compensated } else { Fix::None }, ..plan };
+            // And where tokens are evicted, all of which but a few are soon.
+            let eviction = match (threads, config.sliding_window) {
+                (_, Some(_)) => None,
+                (1, None) => Some(Eviction::SnapKv(SnapKv { capacity: 132, window: 32, kernel: 7, pool: Pool::Avg })),
+                _ => Some(Eviction::H2o(H2o { capacity: 132, recent: 32 })),
+            };
+            let fix = if sinks > 0 { Fix::Compensated } else { Fix::None };
+            let plan = CachePlan { sinks, fix, eviction, ..plan };
             let mut session = engine.session(SessionOptions::new(plan, WINDOW), |_, _| 8).unwrap();
             for slot in 0..3 {
                 let prompt: Vec<u32> = (0..10 + 100 * slot as u32).collect();
