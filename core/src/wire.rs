@@ -185,7 +185,7 @@ mod tests {
             kv_heads: 3,
             copies: 3,
             flexible: true,
-            renews: true,
+            renews: false,
             head_dim: 64,
             sinks: 4,
             recent: 32,

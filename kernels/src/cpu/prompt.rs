@@ -139,7 +139,7 @@ impl Prompt {
         AlignedVec::bytes(plan.kv_heads * new * whole + plan.heads() * (lanes * whole + blocks * BLOCK * thin))
             + AlignedVec::bytes(heads * window.min(prompt) * plan.head_dim)
             + match plan.eviction {
-                Some(eviction) if eviction.gathers() => AlignedVec::bytes(heads * (lanes + blocks * BLOCK)),
+                Some(eviction) if eviction.gathers() => AlignedVec::bytes(heads * (new + lanes + blocks * BLOCK)),
                 _ => AlignedVec::bytes(0),
             }
     }
