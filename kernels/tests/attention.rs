@@ -204,7 +204,8 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
                 for (a, b) in out.iter().zip(expected) {
                     prop_assert!(
                         (f64::from(*a) - b).abs() < tolerance(case),
-                        "row {row} head {head}: {a} instead of {b}"
+                        "{}, row {row} head {head}: {a} instead of {b}",
+                        level.name()
                     );
                 }
             }
@@ -220,7 +221,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(60)))]
     #[test]
     fn sequences_equal_a_dense_softmax(case in cases(), threads in 1usize..=3) {
         for level in Level::available() {

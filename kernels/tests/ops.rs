@@ -73,7 +73,7 @@ fn machines() -> impl Iterator<Item = Cpu> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(24)))]
 
     #[test]
     fn dense_operations(rows in 1usize..40, blocks in 1usize..4, features in 1usize..70, seed in any::<u64>()) {

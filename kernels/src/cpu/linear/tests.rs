@@ -168,7 +168,7 @@ fn check(layer: &Linear, x: &[f32]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(96)))]
 
     #[test]
     fn any_layer_equals_the_naive_product(

@@ -445,6 +445,7 @@ impl Bytes for Portable {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use thinkey_core::attend::TILE_BLOCKS;
 
     /// Everything a level computes, over the same inputs.
     struct Everything<'a>(&'a [u8; 96], &'a Quarter, [f32; LANES], [u32; 8]);
@@ -490,7 +491,7 @@ mod tests {
             let (mut fine, mut words16) = (b.fine_zero(), [0; 16]);
             b.fine_factors(scaled(FINE_LIMIT), &mut words16);
             let codes = b.fine_codes(b.join(first, second));
-            for quad in 0..16 {
+            for quad in 0..TILE_BLOCKS * 8 {
                 let quad = if quad < 8 { quad } else { 0 };
                 fine = b.add_fine(fine, codes, [words16[quad], words16[8 + quad]]);
             }
@@ -565,6 +566,10 @@ mod tests {
         for weight in [0x80_u8, 0x7F, 0xFF, 0x00, 0x81] {
             for x in [127, -127, 1] {
                 check(&[weight; 96], &quarter([x; BYTES]), [0.0; LANES], [0xFC00_7C00; 8]).unwrap();
+            }
+            // Factors that are all the largest there are.
+            for factor in [1.0, -1.0] {
+                check(&[weight; 96], &Quarter::ZERO, [factor; LANES], [0; 8]).unwrap();
             }
         }
         let x = quarter([127; BYTES]);
