@@ -6,9 +6,13 @@
 //! no number is off by more than half a step.
 //!
 //! Where codes are few, the whole range is not the best one: two bits say four numbers, and of 32 the outermost lie far from
-//! most. So ranges of 2- and 3-bit codes are also tried at 85% and 70% of the width, and the one with the least squared error
-//! is taken: of Gaussian numbers 0.65 and 0.90 of the whole range's (nine widths give no more than 0.63 and 0.85; with 4
-//! bits three gain nothing). Numbers outside of it become its ends; only those inside are within half a step.
+//! most. So ranges of 2- and 3-bit codes are also tried at 85% and 70% of the width, and the one whose codes correlate best
+//! with the numbers is taken; of Gaussian numbers that leaves 0.74 and 0.91 of the whole range's squared error (nine widths
+//! leave 0.73 and 0.89). Scale and minimum are then not those of the range, but those that keep the group's mean and do
+//! not shrink it: Σ stored·x = Σ x², both less the mean. The scale of least squares shrinks every number a little (by 10%
+//! with 2 bits), in the same direction in every token, and attention, which averages what tokens are off by, does not
+//! average that away: with values in int2 the divergence from the whole cache was 0.053 by least squares, 0.026 by the
+//! whole range and 0.018 so (SmolLM2-135M, news, 2 windows of 2,048 + 256 tokens).
 //!
 //! Four groups lie interleaved, number by number: the four codes that a query (over channels) or a row of weights (over
 //! tokens) meets together are one 32-bit word, which is what integer dot products of bytes take.
@@ -320,15 +324,73 @@ fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> 
         return (whole.scale, whole.min);
     }
     let (middle, half) = (least / 2.0 + most / 2.0, most / 2.0 - least / 2.0);
-    let (mut best, mut error) = (whole, whole.encode(numbers, codes));
-    for width in [0.85, 0.7] {
-        let (narrow, mut other) = (Affine::new(kind, middle - width * half, middle + width * half), [0; GROUP]);
-        let more = narrow.encode(numbers, &mut other);
-        if more < error {
-            (best, error, *codes) = (narrow, more, other);
+    let (mut found, mut best) = (None, 0.0);
+    for width in WIDTHS {
+        let mut other = [0; GROUP];
+        Affine::new(kind, middle - width * half, middle + width * half).encode(numbers, &mut other);
+        let fit = Fit::new(&other, numbers);
+        if fit.quality() > best {
+            (found, best, *codes) = (fit.affine(), fit.quality(), other);
         }
     }
-    (best.scale, best.min)
+    found.unwrap_or_else(|| {
+        whole.encode(numbers, codes);
+        (whole.scale, whole.min)
+    })
+}
+
+/// Shares of the whole range that few codes are tried over.
+const WIDTHS: [f32; 3] = [1.0, 0.85, 0.7];
+
+/// Codes and the numbers that they stand for, as a regression sees them.
+#[derive(Clone, Copy)]
+struct Fit {
+    /// Mean of the codes and of the numbers.
+    means: (f32, f32),
+    /// Σ (code − mean)².
+    codes: f32,
+    /// Σ (number − mean)².
+    numbers: f32,
+    /// Σ (code − mean)·(number − mean).
+    both: f32,
+}
+
+impl Fit {
+    fn new(codes: &[u8; GROUP], numbers: &[f32; GROUP]) -> Self {
+        const LANES: usize = 8;
+        let mut sums = [[0.0f32; LANES]; 2];
+        for (codes, numbers) in codes.as_chunks::<LANES>().0.iter().zip(numbers.as_chunks::<LANES>().0) {
+            for (lane, (&code, &x)) in codes.iter().zip(numbers).enumerate() {
+                sums[0][lane] += f32::from(code);
+                sums[1][lane] += x;
+            }
+        }
+        let means = sums.map(|sums| sums.iter().sum::<f32>() / GROUP as f32);
+        let mut sums = [[0.0f32; LANES]; 3];
+        for (codes, numbers) in codes.as_chunks::<LANES>().0.iter().zip(numbers.as_chunks::<LANES>().0) {
+            for (lane, (&code, &x)) in codes.iter().zip(numbers).enumerate() {
+                let (code, x) = (f32::from(code) - means[0], x - means[1]);
+                sums[0][lane] += code * code;
+                sums[1][lane] += x * x;
+                sums[2][lane] += code * x;
+            }
+        }
+        let [codes, numbers, both] = sums.map(|sums| sums.iter().sum());
+        Self { means: (means[0], means[1]), codes, numbers, both }
+    }
+
+    /// The square of the correlation, times what is the same for all codes of a group.
+    fn quality(&self) -> f32 {
+        self.both * (self.both / self.codes)
+    }
+
+    /// The scale and minimum that keep the mean, and what the numbers have in common with themselves: Σ stored·x = Σ x·x,
+    /// both less the mean. `None` where half precision has no such numbers.
+    fn affine(&self) -> Option<(f16, f16)> {
+        let scale = <f16 as Element>::store(self.numbers / self.both);
+        let min = <f16 as Element>::store(self.means.1 - scale.load() * self.means.0);
+        (scale >= f16::MIN_POSITIVE && scale < f16::MAX && min > f16::MIN && min < f16::MAX).then_some((scale, min))
+    }
 }
 
 /// What codes mean.
@@ -355,26 +417,18 @@ impl Affine {
         Self { scale, min, levels }
     }
 
-    /// The codes nearest to `numbers`; the sum of the squares of what they are off by.
-    fn encode(self, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> f32 {
-        const LANES: usize = 8;
+    /// The codes nearest to `numbers`.
+    fn encode(self, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) {
         let (offset, step, levels) = (self.min.load(), self.scale.load(), self.levels);
         let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-        let mut errors = [0.0; LANES];
-        for (to, numbers) in codes.chunks_exact_mut(LANES).zip(numbers.chunks_exact(LANES)) {
-            for ((to, &x), error) in to.iter_mut().zip(numbers).zip(&mut errors) {
-                // Adding 2^23 to a number below it rounds to an integer, in the low bits: a conversion that is one
-                // instruction on every vector unit, where a saturating cast is a branch a number.
-                let steps = (x - offset) * inverse;
-                let steps = if steps > 0.0 { steps } else { 0.0 };
-                let steps = if steps < levels { steps } else { levels };
-                let rounded = steps + 8_388_608.0;
-                *to = rounded.to_bits() as u8;
-                let off = (rounded - 8_388_608.0) * step + offset - x;
-                *error += off * off;
-            }
+        for (to, &x) in codes.iter_mut().zip(numbers) {
+            // Adding 2^23 to a number below it rounds to an integer, in the low bits: a conversion that is one
+            // instruction on every vector unit, where a saturating cast is a branch a number.
+            let steps = (x - offset) * inverse;
+            let steps = if steps > 0.0 { steps } else { 0.0 };
+            let steps = if steps < levels { steps } else { levels };
+            *to = (steps + 8_388_608.0).to_bits() as u8;
         }
-        errors.iter().sum()
     }
 }
 
@@ -396,7 +450,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_number_is_off_by_more_than_half_a_step(
+        fn numbers_are_off_by_half_a_step_or_not_shrunk(
             numbers in prop::array::uniform32(prop_oneof![-70000.0f32..70000.0, -1.0f32..1.0, -1e-6f32..1e-6, Just(0.0)]),
             shift in prop_oneof![Just(0.0f32), -100.0f32..100.0],
             flat in any::<bool>(),
@@ -411,21 +465,20 @@ mod tests {
                 // Scale and minimum are rounded outwards, by a part in 2048 or the least binary16.
                 let span = f64::from(most) - f64::from(least) + f64::from(least.abs()) / 1024.0 + 6e-8;
                 let step = span * (1.0 + 1.0 / 1024.0) / f64::from(kind.largest()) + 6e-8;
-                // A narrower range's ends stand for what is outside of it.
-                let (low, high) = (f64::from(groups.mins[5].load()), kind.largest());
-                let high = low + f64::from(high) * f64::from(groups.scales[5].load());
-                let whole = kind.largest() > 7;
-                let (mut error, mut bound) = (0.0, 0.0);
-                for (index, &x) in numbers.iter().enumerate() {
-                    let off = (f64::from(groups.get(5, index)) - f64::from(x)).abs();
-                    let slack = 4e-7 * f64::from(x.abs() + least.abs());
-                    let outside = (low - f64::from(x)).max(f64::from(x) - high).max(0.0);
-                    prop_assert!(!whole || outside <= slack, "{x} is outside of {low}..{high}");
-                    prop_assert!(off <= (step / 2.0).max(outside) + slack, "{x} is off by {off}, step {step}");
-                    (error, bound) = (error + off * off, bound + (step / 2.0 + slack).powi(2));
+                let stored: [f64; GROUP] = core::array::from_fn(|index| f64::from(groups.get(5, index)));
+                // Half precision ends the range of what it cannot say.
+                let largest = least.abs().max(most.abs());
+                let fits = largest < 20_000.0 && groups.scales[5].load() > 1e-3 * largest;
+                if kind.largest() <= 7 && fits && groups.scales[5] > f16::MIN_POSITIVE {
+                    check_fit(kind, &numbers.map(f64::from), &stored, f64::from(groups.mins[5].load()))?;
+                    continue;
                 }
-                // And then it is because all together are off by less.
-                prop_assert!(error <= bound * (1.0 + 1e-5), "{error} of at most {bound}");
+                let few = kind.largest() <= 7;
+                for (&stored, &x) in stored.iter().zip(numbers.iter().filter(|_| !few)) {
+                    let off = (stored - f64::from(x)).abs();
+                    let slack = 4e-7 * f64::from(x.abs() + least.abs());
+                    prop_assert!(off <= step / 2.0 + slack, "{x} is off by {off}, step {step}");
+                }
             }
         }
     }
@@ -496,6 +549,31 @@ mod tests {
         }
     }
 
+    /// That few codes keep the mean and do not shrink, and correlate no worse than those of the whole range.
+    fn check_fit(kind: CodeKind, numbers: &[f64; GROUP], stored: &[f64; GROUP], min: f64) -> Result<(), TestCaseError> {
+        let mean = |x: &[f64; GROUP]| x.iter().sum::<f64>() / GROUP as f64;
+        let both = |x: &[f64; GROUP], y: &[f64; GROUP]| -> f64 {
+            x.iter().zip(y).map(|(a, b)| (a - mean(x)) * (b - mean(y))).sum()
+        };
+        let (spread, shared) = (both(numbers, numbers), both(numbers, stored));
+        // Scale and minimum are rounded to half precision; a group may be far from zero, and its numbers nearly the same.
+        let largest = numbers.iter().fold(min.abs(), |most, x| most.max(x.abs()));
+        let lost = (mean(numbers) - mean(stored)).abs();
+        prop_assert!(lost <= largest * 1e-3, "{kind:?}: the mean moved by {lost}, with numbers up to {largest}");
+        if spread < 1e-4 * largest * largest {
+            return Ok(());
+        }
+        prop_assert!((shared / spread - 1.0).abs() < 2e-3, "{kind:?}: {shared} of {spread}");
+        let (least, most) = numbers.iter().fold((f64::MAX, f64::MIN), |(l, m), &x| (l.min(x), m.max(x)));
+        let levels = f64::from(kind.largest());
+        let whole = numbers.map(|x| ((x - least) / (most - least) * levels).round());
+        let quality = |codes: &[f64; GROUP]| both(codes, numbers).powi(2) / both(codes, codes) / spread;
+        // Half precision moves the ends of the range and with them numbers on a border.
+        let (own, whole) = (quality(stored), quality(&whole));
+        prop_assert!(own > whole - 0.02, "{kind:?}: {own} instead of {whole}");
+        Ok(())
+    }
+
     #[test]
     fn codes_lie_where_they_are_said_to() {
         let rows = |step: usize, levels: f32| -> [[f32; 32]; 4] {
@@ -544,19 +622,29 @@ mod tests {
             (seed >> 40) as f32 / (1u64 << 24) as f32
         };
         let mut gaussian = || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
-        let (mut narrow, mut whole) = ([0.0; 2], [0.0; 2]);
+        let (mut narrow, mut whole, mut shared, mut energy) = ([0.0; 2], [0.0; 2], [0.0; 2], 0.0);
         for _ in 0..500 {
             let numbers: [f32; GROUP] = core::array::from_fn(|_| gaussian());
             let (least, most) = numbers.iter().fold((f32::MAX, f32::MIN), |(l, m), &x| (l.min(x), m.max(x)));
+            energy += numbers.iter().map(|x| x * x).sum::<f32>();
             for (at, kind) in [CodeKind::Int2, CodeKind::Int3].into_iter().enumerate() {
                 let mut codes = [0; GROUP];
-                whole[at] += Affine::new(kind, least, most).encode(&numbers, &mut codes);
+                let error = |codes: &[u8; GROUP], scale: f16, min: f16| -> f32 {
+                    let off = |(&code, x): (&u8, &f32)| (f32::from(code) * scale.load() + min.load() - x).powi(2);
+                    codes.iter().zip(&numbers).map(off).sum()
+                };
+                let range = Affine::new(kind, least, most);
+                range.encode(&numbers, &mut codes);
+                whole[at] += error(&codes, range.scale, range.min);
                 let (scale, min) = quantise(kind, &numbers, &mut codes);
-                let off = |(&code, x): (&u8, &f32)| (f32::from(code) * scale.load() + min.load() - x).powi(2);
-                narrow[at] += codes.iter().zip(&numbers).map(off).sum::<f32>();
+                narrow[at] += error(&codes, scale, min);
+                let stored = |code: u8| f32::from(code) * scale.load() + min.load();
+                shared[at] += codes.iter().zip(&numbers).map(|(&code, x)| stored(code) * x).sum::<f32>();
             }
         }
-        assert!(narrow[0] < 0.68 * whole[0] && narrow[1] < 0.92 * whole[1], "{narrow:?} of {whole:?}");
+        assert!(narrow[0] < 0.77 * whole[0] && narrow[1] < 0.94 * whole[1], "{narrow:?} of {whole:?}");
+        // Nothing shrinks.
+        assert!(shared.iter().all(|shared| (shared / energy - 1.0).abs() < 1e-3), "{shared:?} of {energy}");
     }
 
     #[test]
