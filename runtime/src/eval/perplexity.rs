@@ -5,7 +5,9 @@
 //! tokens of one window are not independent.
 
 use super::{
-    EvalError, Footprint, line, session_for, spread,
+    EvalError, Footprint, line,
+    session::prefill,
+    session_for, spread,
     stats::{Estimate, Prediction, Reference},
     with_reference,
 };
@@ -14,10 +16,7 @@ use crate::{
     policy::Calibration,
 };
 use serde::Serialize;
-use std::{
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use thinkey_core::policy::Policy;
 
 /// Tokens at which a cache's bytes are planned beside those that are measured.
@@ -136,7 +135,7 @@ pub fn measure(
         progress(Step { window, predicted: 0 });
         let mut sessions: Vec<_> = candidates.iter_mut().map(|candidate| &mut candidate.session).collect();
         sessions.iter_mut().for_each(|session| session.clear(0));
-        engine.prefill_shared(&mut sessions, 0, &tokens[..prefix], &mut |_, _| ControlFlow::Continue(()))?;
+        prefill(engine, &mut sessions, &tokens[..prefix], |_, _| ())?;
         candidates.iter_mut().for_each(|candidate| candidate.windows.push(Sums::default()));
         let mut reference = Reference::default();
         for (at, pair) in tokens[prefix..].windows(2).enumerate() {
@@ -212,6 +211,7 @@ mod tests {
         model::Architecture,
         weights::{Checkpoint, fixture},
     };
+    use std::ops::ControlFlow;
     use std::path::Path;
 
     fn engine() -> Engine {
@@ -230,14 +230,17 @@ mod tests {
     #[test]
     fn equals_brute_force() {
         let (mut engine, text) = (engine(), (0..400).map(|at| at * at % 37).collect::<Vec<u32>>());
-        let policies = policies(&["choice=top(.7)", "keys=f32,values=f32", "choice=top(.9),keys=int4"]);
+        let more = ["tokens=window(2,40)", "choice=adaptive(.5,2)", "choice=top(.5),heads=query"];
+        let policies =
+            policies(&[&["choice=top(.7)", "keys=f32,values=f32", "choice=top(.9),keys=int4"][..], &more[..]].concat());
         let mut steps = Vec::new();
         let report =
             measure(&mut engine, None, (&[39], &text), &policies, OPTIONS, &mut |step| steps.push(step)).unwrap();
         assert_eq!(steps.len(), 3 * 21);
         assert_eq!(steps.last(), Some(&Step { window: 2, predicted: 20 }));
         let lines: Vec<_> = report.policies.iter().map(|row| row.policy.to_string()).collect();
-        assert_eq!(lines, ["keys=f32,values=f32", "choice=top(.7)", "choice=top(.9),keys=int4"]);
+        assert_eq!(lines[..3], ["keys=f32,values=f32", "choice=top(.7)", "choice=top(.9),keys=int4"]);
+        assert_eq!(lines[3..], more);
 
         let windows = spread((&[39], &text), 91, 3, 20).unwrap();
         let mut distributions = |policy: &Policy| -> Vec<Vec<f64>> {

@@ -8,7 +8,9 @@
 use super::{
     EvalError,
     haystack::{Around, Haystack},
-    line, session_for,
+    line,
+    session::prefill,
+    session_for,
     stats::likeliest,
     with_reference,
 };
@@ -18,7 +20,6 @@ use crate::{
     text::Tokenizer,
 };
 use serde::Serialize;
-use std::ops::ControlFlow;
 use thinkey_core::policy::Policy;
 
 /// Sentences that the passkey is hidden in, over and over.
@@ -137,9 +138,9 @@ pub fn measure(
                 let prompt = fact.prompt(tokenizer, &haystack, length, depth, random.share(test))?;
                 let mut sessions: Vec<_> = all.iter_mut().map(|(session, _)| session).collect();
                 sessions.iter_mut().for_each(|session| session.clear(0));
-                let logits = engine.prefill_shared(&mut sessions, 0, &prompt, &mut |_, _| ControlFlow::Continue(()))?;
-                let first = likeliest(logits);
-                for (session, row) in &mut all {
+                let mut first = vec![0; sessions.len()];
+                prefill(engine, &mut sessions, &prompt, |index, logits| first[index] = likeliest(logits))?;
+                for ((session, row), first) in all.iter_mut().zip(first) {
                     let found = usize::from(fact.is_in(&answer(engine, session, tokenizer, first)?));
                     row.found[line][column] += found;
                     row.total += found;

@@ -10,6 +10,7 @@ use crate::{
     policy::{CacheDesign, Calibration},
 };
 use serde::Serialize;
+use std::ops::ControlFlow;
 use thinkey_core::Policy;
 
 /// An empty sequence of at most `tokens` tokens whose cache does as `policy` says.
@@ -24,6 +25,30 @@ pub fn session_for(
 ) -> Result<Session, EvalError> {
     let design = design(engine.config(), calibration, policy)?;
     Ok(engine.session(design.options(1, tokens, RECENT, WINDOW), |layer, head| design.kept(layer, head))?)
+}
+
+/// Feeds `prompt` to the empty sequences of `sessions`, in one pass for all that look back on as many tokens, and tells
+/// `each` the logits after it by the session's index.
+///
+/// # Errors
+/// [`EvalError::Model`] as [`Engine::prefill_shared`].
+pub fn prefill(
+    engine: &mut Engine,
+    sessions: &mut [&mut Session],
+    prompt: &[u32],
+    mut each: impl FnMut(usize, &[f32]),
+) -> Result<(), EvalError> {
+    let mut left: Vec<_> = sessions.iter_mut().enumerate().collect();
+    while let Some((_, first)) = left.first() {
+        let window = first.plan().window;
+        let (alike, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(_, other)| other.plan().window == window);
+        left = others;
+        let (indices, mut alike): (Vec<_>, Vec<&mut Session>) =
+            alike.into_iter().map(|(index, session)| (index, &mut **session)).unzip();
+        let logits = engine.prefill_shared(&mut alike, 0, prompt, &mut |_, _| ControlFlow::Continue(()))?;
+        indices.into_iter().for_each(|index| each(index, logits));
+    }
+    Ok(())
 }
 
 /// What a policy comes to for a model.
