@@ -35,7 +35,13 @@ pub fn prefix_weights<L: Loops>(
         };
         let keys: [KeyLanes<'_>; TILE_BLOCKS] = core::array::from_fn(key);
         let keys = &keys[..weights.len() / BLOCK];
-        loops.tile_scores(keys, queries.thin, queries.group, queries.scores, TILE)?;
+        loops.tile_scores(
+            keys,
+            &queries.thin[..queries.group * layout.kept as usize],
+            queries.group,
+            queries.scores,
+            TILE,
+        )?;
         let hidden = if start == 0 { span.hidden as usize } else { 0 };
         add(loops, queries.scores, hidden..weights.len(), queries.added, total, weights);
     }

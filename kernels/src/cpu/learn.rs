@@ -375,7 +375,8 @@ mod tests {
             let mut value_scores = vec![0.0; d];
             let all_values = TokenRows::new(&value_rows, tokens, d, d).unwrap();
             let mut row = vec![0.0; tokens];
-            value::score::query(&Plain, &query_window, &rows, &all_values, &mut row, &mut value_scores).unwrap();
+            let all_keys = TokenRows::new(&keys, tokens, d, d).unwrap();
+            value::score::query(&Plain, &query_window, &all_keys, &all_values, &mut row, &mut value_scores).unwrap();
             let regions = [region(0), region(1), region(2)];
             for level in Level::available() {
                 let lesson = Lesson {

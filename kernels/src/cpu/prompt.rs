@@ -131,7 +131,8 @@ impl Prompt {
     pub fn bytes(plan: &CachePlan, heads: usize, kept: usize, prompt: usize, window: usize) -> usize {
         let kept = if plan.renews { plan.head_dim } else { kept };
         let (whole, thin) = (plan.head_dim + padded(plan.head_dim), kept + padded(plan.head_dim));
-        let past = plan.tokens.saturating_sub(prompt);
+        // Copies of a KV head may hold a token for more than it takes new.
+        let past = if plan.copies > 1 { plan.tokens } else { plan.tokens.saturating_sub(prompt) };
         let blocks = HeadLayout::blocks_for(past, plan.recent).min(plan.blocks_per_slot());
         let recent = past.min(plan.recent + BLOCK).next_multiple_of(BLOCK);
         let sinks = past.min(plan.sinks).next_multiple_of(BLOCK);
