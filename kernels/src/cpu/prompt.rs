@@ -338,7 +338,8 @@ impl Prompt {
         let (head_dim, group, copies) = (heads.head_dim, heads.group(), cache.plan().copies);
         assert_eq!(held, rows, "rows of the layer");
         let scoring = cache.window().min(rows);
-        assert!(scoring <= self.window, "{scoring} queries score, and {} are kept", self.window);
+        let counting = cache.queries().min(rows);
+        assert!(counting <= self.window, "{counting} queries score or vote, and {} are kept", self.window);
         let CachePlan { sinks, window, eviction, .. } = *cache.plan();
         let (span, position) = (cache.span(slot), cache.position(slot));
         let thinned = cache.step(slot).map_or(0, |step| step.thinned);
