@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// A *page* is the room for one block; a *slot* belongs to one sequence. Every part starts at a multiple of
-/// [`ALIGN`](crate::storage::ALIGN) bytes from the start.
+/// [`ALIGN`] bytes from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct HeadLayout {
