@@ -181,13 +181,15 @@ pub struct Choosing {
     pub life: Life,
 }
 
-/// When a sequence chooses key channels anew.
+/// When a sequence chooses key channels anew, and by how many queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Renewal {
     /// Whether channels have been chosen.
     chosen: bool,
     /// Tokens thinned since.
     since: usize,
+    /// Query rows of each query head in the energies, those of the step under way not counted.
+    scored: usize,
     /// Whether the step under way comes from a prompt.
     prompt: bool,
 }
@@ -201,6 +203,12 @@ impl Renewal {
     /// Whether queries count from this step on anew: what was thinned before does not concern them.
     pub(crate) fn starts_over(self, life: Life) -> bool {
         self.chosen && self.prompt && life == Life::Turn
+    }
+
+    /// Query rows of each query head that the step chooses by: those before, and its newest `window`.
+    pub(crate) fn rows(self, life: Life, step: &Admission, window: usize) -> usize {
+        let before = if self.starts_over(life) { 0 } else { self.scored };
+        before + step.new.min(window)
     }
 
     /// Whether queries of the step count.
@@ -225,9 +233,12 @@ impl Renewal {
     }
 
     /// The step is in every layer.
-    pub(crate) fn end(&mut self, life: Life, step: &Admission) {
+    pub(crate) fn end(&mut self, life: Life, step: &Admission, window: usize) {
+        if self.counts(life) {
+            self.scored = self.rows(life, step, window);
+        }
         if self.chooses(life, step) {
-            (self.chosen, self.since) = (true, 0);
+            (self.chosen, self.since, self.scored) = (true, 0, 0);
         }
         self.since += step.thinned;
     }

@@ -49,8 +49,6 @@ struct Slot {
     before: Vec<u32>,
     /// Page table after it.
     pages: Vec<u32>,
-    /// Query rows of each head that the energies are the sum of.
-    scored: usize,
     renewal: Renewal,
     /// Tokens ever admitted: the position of the next one.
     position: usize,
@@ -144,7 +142,6 @@ impl ThinCache {
                 step: None,
                 before: room(per_slot)?,
                 pages: room(per_slot)?,
-                scored: 0,
                 renewal: Renewal::default(),
                 position: 0,
             });
@@ -242,9 +239,8 @@ impl ThinCache {
         let choosing = *choosing;
         let state = &slots[slot];
         let step = state.step.expect("a step is under way");
-        let (renewal, before) = (state.renewal, state.scored);
-        let before = if renewal.starts_over(choosing.life) { 0 } else { before };
-        let scored = before + step.new.min(*window);
+        let renewal = state.renewal;
+        let scored = renewal.rows(choosing.life, &step, *window);
         let (position, eviction) = (state.position, plan.eviction);
         let (first, at) = (layer * plan.heads(), slot * layouts.len());
         let mut rest = &mut arena[starts[first]..];
@@ -467,7 +463,7 @@ impl Cache for ThinCache {
         let state = &mut self.slots[slot];
         self.free.append(&mut state.pages);
         state.before.clear();
-        (state.span, state.step, state.scored, state.position) = (Span::default(), None, 0, 0);
+        (state.span, state.step, state.position) = (Span::default(), None, 0);
         state.renewal = Renewal::default();
         for index in 0..heads {
             // The layouts were checked when the cache was made.
@@ -500,15 +496,7 @@ impl Cache for ThinCache {
         if let Some(step) = state.step.take() {
             state.span = step.after;
             state.position += step.new;
-            let life = self.choosing.life;
-            if state.renewal.starts_over(life) {
-                state.scored = 0;
-            }
-            state.scored += if state.renewal.counts(life) { step.new.min(self.window) } else { 0 };
-            if state.renewal.chooses(life, &step) && life != Life::Prompt {
-                state.scored = 0;
-            }
-            state.renewal.end(life, &step);
+            state.renewal.end(self.choosing.life, &step, self.window);
         }
     }
 }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error, Lambda, Span, StorageKind,
     channel::{compensate, random, sketch},
-    policy::{Fix, Life, Score, ThinValues},
+    policy::{Fix, Score, ThinValues},
     storage::Form,
 };
 
@@ -83,8 +83,6 @@ impl<B: Backend> Default for Head<B> {
 struct Slot {
     span: Span,
     step: Option<Admission>,
-    /// Query rows of each query head in the energies.
-    scored: usize,
     renewal: Renewal,
     position: usize,
 }
@@ -175,8 +173,6 @@ impl<B: Backend> ReferenceCache<B> {
         let scoring = rows.min(self.window);
         let copies = self.plan.copies;
         let renewal = self.slots[slot].renewal;
-        let starts_over = renewal.starts_over(self.choosing.life);
-        let scored_before = if starts_over { 0 } else { self.slots[slot].scored };
         let cached = heads.cached(&self.plan);
         for cached_head in 0..cached.kv_heads {
             let column = |at: usize, width: usize| fused.clone().narrow(1, at, width);
@@ -199,7 +195,7 @@ impl<B: Backend> ReferenceCache<B> {
                 if !renewal.chooses(life, &step) {
                     head.energy = Some(energy);
                 } else {
-                    let scored = (scored_before + scoring) * cached.group();
+                    let scored = renewal.rows(life, &step, self.window) * cached.group();
                     let all = match &head.recent {
                         Some(recent) => Tensor::cat(vec![recent.keys(), keys.clone()], 0),
                         None => keys.clone(),
@@ -375,15 +371,7 @@ impl<B: Backend> Cache for ReferenceCache<B> {
         if let Some(step) = state.step.take() {
             state.span = step.after;
             state.position += step.new;
-            let life = self.choosing.life;
-            if state.renewal.starts_over(life) {
-                state.scored = 0;
-            }
-            state.scored += if state.renewal.counts(life) { step.new.min(self.window) } else { 0 };
-            if state.renewal.chooses(life, &step) && life != Life::Prompt {
-                state.scored = 0;
-            }
-            state.renewal.end(life, &step);
+            state.renewal.end(self.choosing.life, &step, self.window);
         }
     }
 
