@@ -94,7 +94,7 @@ struct Held {
 struct Story {
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
-    /// Tokens by the bits of their values' first number.
+    /// Tokens by their names.
     tokens: HashMap<[u32; 2], usize>,
 }
 
