@@ -97,14 +97,18 @@ impl Masks {
     }
 
     fn check(&self, layout: &HeadLayout) -> Result<(), Error> {
-        for (mask, kept) in [(&self.keys, layout.kept), (&self.values, layout.kept_values)] {
-            check_len("mask", layout.head_dim as usize, mask.head_dim())?;
-            if mask.kept() != kept as usize {
-                return Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() });
-            }
-        }
-        Ok(())
+        check_mask(&self.keys, layout.kept, layout)?;
+        check_mask(&self.values, layout.kept_values, layout)
     }
+}
+
+/// Checks that a mask is of the layout's channels and keeps `kept` of them.
+fn check_mask(mask: &ChannelMask, kept: u16, layout: &HeadLayout) -> Result<(), Error> {
+    check_len("mask", layout.head_dim as usize, mask.head_dim())?;
+    if mask.kept() != kept as usize {
+        return Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() });
+    }
+    Ok(())
 }
 
 /// One KV head of one sequence, for reading.
@@ -209,9 +213,7 @@ impl<'a> HeadRef<'a> {
             return self.mask().copied().ok_or(Error::NoMask);
         }
         let mask = ChannelMask::from_bits(self.layout.head_dim as usize, self.mask_bits(block))?;
-        if mask.kept() != self.layout.kept as usize {
-            return Err(Error::Kept { kept: mask.kept(), head_dim: mask.head_dim() });
-        }
+        check_mask(&mask, self.layout.kept, &self.layout)?;
         Ok(mask)
     }
 
@@ -320,29 +322,30 @@ impl<'a> HeadRef<'a> {
         if out.len() < expected {
             return Err(Error::Length { what: "value block", expected, actual: out.len() });
         }
-        let mask = self.value_mask().ok_or(Error::NoMask)?;
-        let rows = out.chunks_mut(stride).map(|row| &mut row[..head_dim]).take(BLOCK);
-        for (token, row) in rows.enumerate() {
-            self.read_value(block, token, mask, row)?;
-        }
-        Ok(())
+        self.read_values(block, out.chunks_mut(stride).map(|row| &mut row[..head_dim]).take(BLOCK).enumerate())
     }
 
-    /// Writes the value of lane `lane` of block `block`, with zeros in the channels that `mask` lacks.
-    fn read_value(&self, block: usize, lane: usize, mask: &ChannelMask, value: &mut [f32]) -> Result<(), Error> {
-        let kept = self.layout.kept_values as usize;
-        value.fill(0.0);
+    /// Writes the values of lanes of block `block`, with zeros in the channels that the prefix lacks.
+    fn read_values<'o>(&self, block: usize, values: impl Iterator<Item = (usize, &'o mut [f32])>) -> Result<(), Error> {
+        let mut memory = [0; MAX_HEAD_DIM];
+        let channels = parts::list(self.value_mask().ok_or(Error::NoMask)?, &mut memory);
         match self.layout.values.form() {
             Form::Float(kind) => with_element!(kind, E => {
                 let stored = elements::<E>(self.value_block(block))?;
-                for (channel, stored) in mask.channels().zip(&stored[lane * kept..]) {
-                    value[channel] = stored.load();
+                for (lane, value) in values {
+                    value.fill(0.0);
+                    for (&channel, stored) in channels.iter().zip(&stored[lane * channels.len()..]) {
+                        value[usize::from(channel)] = stored.load();
+                    }
                 }
             }),
             Form::Codes(kind) => {
-                let groups = kind.parts(self.value_block(block), BLOCK * kept.div_ceil(GROUP))?;
-                for (index, channel) in mask.channels().enumerate() {
-                    value[channel] = groups.value(lane, index);
+                let groups = kind.parts(self.value_block(block), BLOCK * channels.len().div_ceil(GROUP))?;
+                for (lane, value) in values {
+                    value.fill(0.0);
+                    for (index, &channel) in channels.iter().enumerate() {
+                        value[usize::from(channel)] = groups.value(lane, index);
+                    }
                 }
             }
         }
@@ -426,7 +429,7 @@ impl<'a> HeadRef<'a> {
                 }
             }
         }
-        self.read_value(block, lane, self.value_mask().ok_or(Error::NoMask)?, value)
+        self.read_values(block, core::iter::once((lane, value)))
     }
 }
 
@@ -650,7 +653,7 @@ impl<'a> HeadMut<'a> {
     /// # Errors
     /// As [`Correction::solve`] and [`Projection::solve`]; [`Error::Kept`] for a mask of another shape.
     pub fn correct(&mut self, mask: &ChannelMask, moments: Moments<'_>) -> Result<(), Error> {
-        Masks::of_keys(*mask).check(&HeadLayout { kept_values: self.layout.head_dim, ..self.layout })?;
+        check_mask(mask, self.layout.kept, &self.layout)?;
         let range = self.layout.correction(self.slot);
         if range.is_empty() {
             return Ok(());
@@ -707,8 +710,9 @@ impl<'a> HeadMut<'a> {
     /// it [keeps](Self::keeping).
     ///
     /// # Errors
-    /// [`Error::Inconsistent`] where what is kept is not what the admission has room for; [`Error::NoMask`] where tokens are to be thinned without a mask; [`Error::Length`], [`Error::Capacity`],
-    /// [`Error::Index`], [`Error::Kept`] where parts do not fit. Nothing is written then.
+    /// [`Error::Inconsistent`] where what is kept is not what the admission has room for; [`Error::NoMask`] where tokens
+    /// are to be thinned without a mask; [`Error::Length`], [`Error::Capacity`], [`Error::Index`], [`Error::Kept`] where
+    /// parts do not fit. Nothing is written then.
     pub fn admit(
         &mut self,
         admission: &Admission,
@@ -727,13 +731,14 @@ impl<'a> HeadMut<'a> {
         }
         self.kept.check(admission)?;
         let blocks = admission.new_blocks();
-        let replaces = !self.kept.lanes.is_empty();
+        let thins = !blocks.is_empty() || !self.kept.lanes.is_empty();
+        // The masks that are needed: checked before anything is written.
+        let masks = thins.then(|| masks.ok_or(Error::NoMask)).transpose()?;
+        masks.map_or(Ok(()), |masks| masks.check(&layout))?;
         let mut parts = self.parts();
         with_element!(layout.keys.ring(), E => parts.sink_keys::<E>(&layout, admission, rows)?);
         with_element!(layout.values.ring(), E => parts.sink_values::<E>(&layout, admission, rows)?);
-        if !blocks.is_empty() || replaces {
-            let Masks { keys, values } = masks.ok_or(Error::NoMask)?;
-            masks.map_or(Ok(()), |masks| masks.check(&layout))?;
+        if let Some(Masks { keys, values }) = masks {
             with_element!(layout.keys.ring(), E => parts.thin_keys::<E>(&layout, admission, pages, keys, rows)?);
             with_element!(layout.values.ring(), E => parts.thin_values::<E>(&layout, admission, pages, values, rows)?);
             debug!("thinned {} tokens into {} blocks of {} channels", admission.thinned, blocks.len(), keys.kept());

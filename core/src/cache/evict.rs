@@ -83,10 +83,15 @@ impl<'a> HeadRef<'a> {
     /// # Errors
     /// [`Error::Capacity`] where the layout has none.
     pub fn ranks(&self) -> Result<(&'a [f32], &'a [f32]), Error> {
-        let lanes = ranked(&self.layout, self.span)?;
-        let ranks = elements::<f32>(&self.bytes[self.layout.ranks(self.slot)])?;
-        Ok((&ranks[..self.span.blocks as usize * BLOCK], &ranks[lanes..][..self.span.recent as usize]))
+        ranks(&self.layout, self.bytes, self.slot, self.span)
     }
+}
+
+/// The ranks of the thin lanes of `span` and of its ring, of the head whose bytes these are.
+fn ranks<'a>(layout: &HeadLayout, bytes: &'a [u8], slot: usize, span: Span) -> Result<(&'a [f32], &'a [f32]), Error> {
+    let lanes = ranked(layout, span)?;
+    let (stored, ring) = elements::<f32>(&bytes[layout.ranks(slot)])?.split_at(lanes);
+    Ok((&stored[..span.blocks as usize * BLOCK], &ring[..span.recent as usize]))
 }
 
 /// Where ranks end that lanes have, and those of the ring begin.
@@ -122,9 +127,7 @@ impl<'a> HeadMut<'a> {
     /// # Errors
     /// [`Error::Capacity`] where the layout has fewer.
     pub fn ranks(&self, span: Span) -> Result<(&[f32], &[f32]), Error> {
-        let lanes = ranked(&self.layout, span)?;
-        let ranks = elements::<f32>(&self.bytes[self.layout.ranks(self.slot)])?;
-        Ok((&ranks[..span.blocks as usize * BLOCK], &ranks[lanes..][..span.recent as usize]))
+        ranks(&self.layout, self.bytes, self.slot, span)
     }
 
     /// [`ranks`](Self::ranks), for writing.

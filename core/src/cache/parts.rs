@@ -38,7 +38,7 @@ enum Thin<'a> {
 }
 
 /// The channels of `mask` in the front of `memory`.
-fn list<'a>(mask: &ChannelMask, memory: &'a mut [u16; MAX_HEAD_DIM]) -> &'a [u16] {
+pub(super) fn list<'a>(mask: &ChannelMask, memory: &'a mut [u16; MAX_HEAD_DIM]) -> &'a [u16] {
     memory.iter_mut().zip(mask.channels()).for_each(|(to, channel)| *to = channel as u16);
     &memory[..mask.kept()]
 }
