@@ -7,6 +7,41 @@
 //! [`Activations`] says in what numbers: `f32` throughout, weights dequantised in registers or in a panel that stays in
 //! the L2 cache; or x in eight bits and sums of integers, where the format has codes.
 
+/// Runs `$body` for rows of x, `$m` in all, from row `$first` on with the constant `$M`, how many they are: as many as
+/// have registers share what is unpacked of the weights, or one at a time where `$S` is a [`Simd`](super::simd::Simd) that
+/// does not [share](super::simd::Simd::SHARES).
+macro_rules! shared_rows {
+    ($S:ty, $m:expr, ($M:ident, $first:ident) => $body:expr) => {
+        if <$S as Simd>::SHARES {
+            let (mut $first, m) = (0, $m);
+            while $first < m {
+                $first += match m - $first {
+                    1 => {
+                        const $M: usize = 1;
+                        $body;
+                        $M
+                    }
+                    2 | 3 => {
+                        const $M: usize = 2;
+                        $body;
+                        $M
+                    }
+                    _ => {
+                        const $M: usize = 4;
+                        $body;
+                        $M
+                    }
+                };
+            }
+        } else {
+            for $first in 0..$m {
+                const $M: usize = 1;
+                $body
+            }
+        }
+    };
+}
+
 mod dot;
 mod integer;
 mod integer_panel;

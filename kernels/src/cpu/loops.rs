@@ -304,41 +304,57 @@ fn add_to<S: Simd>(simd: S, vector: S::F32, out: &mut [f32]) {
     }
 }
 
-/// Runs `$body` for all heads of a group, at most [`HEADS`] at a time: from head `$head` on, with the constants `$N`, how
-/// many they are, and `$k`, which of `$kinds` `$kind` is.
+/// Runs `$body` for all heads of a group, at most [`HEADS`] at a time, or one by one where `$S` is a [`Simd`] that does not
+/// [share](Simd::SHARES): from head `$head` on, with the constant `$N`, how many they are.
 macro_rules! per_heads {
-    ($group:expr, $kind:expr, [$($kinds:path),*], ($N:ident, $k:ident, $head:ident) => $body:expr) => {
-        let mut $head = 0;
-        while $head < $group {
-            let count = ($group - $head).min(HEADS);
-            match $kind {
-                $($kinds => {
-                    let $k = $kinds;
-                    match count {
-                        1 => {
-                            const $N: usize = 1;
-                            $body
-                        }
-                        2 => {
-                            const $N: usize = 2;
-                            $body
-                        }
-                        3 => {
-                            const $N: usize = 3;
-                            $body
-                        }
-                        _ => {
-                            const $N: usize = HEADS;
-                            $body
-                        }
+    ($S:ty, $group:expr, ($N:ident, $head:ident) => $body:expr) => {
+        if <$S as Simd>::SHARES {
+            let mut $head = 0;
+            while $head < $group {
+                let count = ($group - $head).min(HEADS);
+                match count {
+                    1 => {
+                        const $N: usize = 1;
+                        $body
                     }
-                })*
+                    2 => {
+                        const $N: usize = 2;
+                        $body
+                    }
+                    3 => {
+                        const $N: usize = 3;
+                        $body
+                    }
+                    _ => {
+                        const $N: usize = HEADS;
+                        $body
+                    }
+                }
+                $head += count;
             }
-            $head += count;
+        } else {
+            for $head in 0..$group {
+                const $N: usize = 1;
+                $body
+            }
         }
     };
 }
 use per_heads;
+
+/// Runs `$body` with the constant `$k`, which of `$kinds` `$kind` is; `$other` where it is `$others`.
+macro_rules! per_kind {
+    ($kind:expr, [$($kinds:path),*], $k:ident => $body:expr $(, $others:path => $other:expr)?) => {
+        match $kind {
+            $($kinds => {
+                let $k = $kinds;
+                $body
+            })*
+            $($others => $other,)?
+        }
+    };
+}
+use per_kind;
 
 struct KeyScores<'a> {
     kind: FloatKind,
@@ -354,8 +370,9 @@ impl Kernel for KeyScores<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        per_heads!(self.group, self.kind, [FloatKind::F16, FloatKind::Bf16, FloatKind::F32],
-            (N, kind, head) => self.heads::<S, N>(simd, kind, head));
+        per_kind!(self.kind, [FloatKind::F16, FloatKind::Bf16, FloatKind::F32], kind => {
+            per_heads!(S, self.group, (N, head) => self.heads::<S, N>(simd, kind, head))
+        });
     }
 }
 
@@ -401,8 +418,9 @@ impl Kernel for MixValues<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        per_heads!(self.group, self.kind, [FloatKind::F16, FloatKind::Bf16, FloatKind::F32],
-            (N, kind, head) => self.heads::<S, N>(simd, kind, head));
+        per_kind!(self.kind, [FloatKind::F16, FloatKind::Bf16, FloatKind::F32], kind => {
+            per_heads!(S, self.group, (N, head) => self.heads::<S, N>(simd, kind, head))
+        });
     }
 }
 

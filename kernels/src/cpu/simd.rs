@@ -50,7 +50,7 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Wide<true>),
+    Avx512Vnni(Wide),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     #[cfg(target_arch = "aarch64")]
@@ -168,6 +168,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors side by side in such a tile.
     const TILE_VECTORS: usize;
+    /// Whether loops serve several rows or heads with what they load or unpack once. Every number of them is one loop more
+    /// to compile; where nobody waits for the result, one is enough.
+    const SHARES: bool = true;
 
     /// Asks for a cache line that will be read soon. It changes nothing but the time that takes.
     #[inline(always)]

@@ -9,56 +9,43 @@ use crate::format::{Decode, PAIR, Sink, Visitor};
 /// # Safety
 /// `output` is valid for reads and writes in the columns of `chunk`, which no other thread touches meanwhile.
 pub(super) unsafe fn run(level: Level, chunk: &Chunk<'_>, x: &[[f32; PAIR]], output: Output) {
-    let pairs = x.len() / output.m;
-    let mut first = 0;
-    while first < output.m {
-        let rows = &x[pairs * first..];
-        // Rows of x that share a dequantised block: as many as have registers.
-        let taken = match output.m - first {
-            1 => level.dispatch(Dots::<1>::new(chunk, rows, first, output)),
-            2 => level.dispatch(Dots::<2>::new(chunk, rows, first, output)),
-            3 => level.dispatch(Dots::<3>::new(chunk, rows, first, output)),
-            _ => level.dispatch(Dots::<4>::new(chunk, rows, first, output)),
-        };
-        first += taken;
-    }
+    level.dispatch(Dots { chunk, x, output });
 }
 
-/// The products of `M` rows of x; made by [`run`] only.
-struct Dots<'a, const M: usize> {
+/// The products of all rows of x; made by [`run`] only.
+struct Dots<'a> {
     chunk: &'a Chunk<'a>,
-    x: [&'a [[f32; PAIR]]; M],
-    first: usize,
+    x: &'a [[f32; PAIR]],
     output: Output,
 }
 
-impl<'a, const M: usize> Dots<'a, M> {
-    fn new(chunk: &'a Chunk<'a>, rows: &'a [[f32; PAIR]], first: usize, output: Output) -> Self {
-        let pairs = chunk.matrix.cols().div_ceil(PAIR);
-        let x = std::array::from_fn(|i| &rows[pairs * i..pairs * (i + 1)]);
-        Self { chunk, x, first, output }
-    }
-}
-
-impl<const M: usize> Kernel for Dots<'_, M> {
-    /// Rows of x done.
-    type Output = usize;
+impl Kernel for Dots<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> usize {
+    fn run<S: Simd>(self, simd: S) {
         self.chunk.matrix.format().visit(WithSimd(self, simd));
-        M
     }
 }
 
-struct WithSimd<'a, S, const M: usize>(Dots<'a, M>, S);
+struct WithSimd<'a, S>(Dots<'a>, S);
 
-impl<S: Simd, const M: usize> Visitor for WithSimd<'_, S, M> {
+impl<S: Simd> Visitor for WithSimd<'_, S> {
     type Output = ();
 
     #[inline(always)]
     fn visit<D: Decode>(self) {
-        let Self(Dots { chunk, x, first, output }, simd) = self;
+        shared_rows!(S, self.0.output.m, (M, first) => self.rows::<D, M>(first));
+    }
+}
+
+impl<S: Simd> WithSimd<'_, S> {
+    /// Rows `first`.. of x, `M` of them.
+    #[inline(always)]
+    fn rows<D: Decode, const M: usize>(&self, first: usize) {
+        let &Self(Dots { chunk, x, output }, simd) = self;
+        let pairs = chunk.matrix.cols().div_ceil(PAIR);
+        let x: [&[[f32; PAIR]]; M] = std::array::from_fn(|i| &x[pairs * (first + i)..][..pairs]);
         let (bytes, row_bytes) = chunk.bytes();
         for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
             let mut sums = Sums { simd, x, sums: [[simd.splat(0.0); 2]; M] };

@@ -17,56 +17,44 @@ use crate::format::codes::{CodeSink, CodeVisitor, Codes};
 /// # Safety
 /// `output` is valid for reads and writes in the columns of `chunk`, which no other thread touches meanwhile.
 pub(super) unsafe fn run(level: Level, chunk: &Chunk<'_>, x: &[Segment], output: Output) {
-    let segments = segments(chunk.matrix.cols());
-    let mut first = 0;
-    while first < output.m {
-        let rows = &x[segments * first..];
-        // Rows of x that share unpacked codes: as many as have registers.
-        first += match output.m - first {
-            1 => level.dispatch_bytes(Dots::<1>::new(chunk, rows, first, output)),
-            2 => level.dispatch_bytes(Dots::<2>::new(chunk, rows, first, output)),
-            3 => level.dispatch_bytes(Dots::<3>::new(chunk, rows, first, output)),
-            _ => level.dispatch_bytes(Dots::<4>::new(chunk, rows, first, output)),
-        };
-    }
+    level.dispatch_bytes(Dots { chunk, x, output });
 }
 
-/// The products of `M` rows of x; made by [`run`] only.
-struct Dots<'a, const M: usize> {
+/// The products of all rows of x; made by [`run`] only.
+struct Dots<'a> {
     chunk: &'a Chunk<'a>,
-    x: [&'a [Segment]; M],
-    first: usize,
+    x: &'a [Segment],
     output: Output,
 }
 
-impl<'a, const M: usize> Dots<'a, M> {
-    fn new(chunk: &'a Chunk<'a>, rows: &'a [Segment], first: usize, output: Output) -> Self {
-        let segments = segments(chunk.matrix.cols());
-        let x = std::array::from_fn(|i| &rows[segments * i..segments * (i + 1)]);
-        Self { chunk, x, first, output }
-    }
-}
-
-impl<const M: usize> ByteKernel for Dots<'_, M> {
-    /// Rows of x done.
-    type Output = usize;
+impl ByteKernel for Dots<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<B: Bytes>(self, bytes: B) -> usize {
+    fn run<B: Bytes>(self, bytes: B) {
         self.chunk.matrix.format().visit_codes(WithBytes(self, bytes));
-        M
     }
 }
 
-struct WithBytes<'a, B, const M: usize>(Dots<'a, M>, B);
+struct WithBytes<'a, B>(Dots<'a>, B);
 
-impl<B: Bytes, const M: usize> CodeVisitor for WithBytes<'_, B, M> {
+impl<B: Bytes> CodeVisitor for WithBytes<'_, B> {
     type Output = ();
 
     #[inline(always)]
     fn visit<C: Codes>(self) {
-        let Self(Dots { chunk, x, first, output }, bytes) = self;
+        shared_rows!(B::Simd, self.0.output.m, (M, first) => self.rows::<C, M>(first));
+    }
+}
+
+impl<B: Bytes> WithBytes<'_, B> {
+    /// Rows `first`.. of x, `M` of them.
+    #[inline(always)]
+    fn rows<C: Codes, const M: usize>(&self, first: usize) {
+        let &Self(Dots { chunk, x, output }, bytes) = self;
         let simd = bytes.simd();
+        let segments = segments(chunk.matrix.cols());
+        let x: [&[Segment]; M] = std::array::from_fn(|i| &x[segments * (first + i)..][..segments]);
         let zero = simd.splat(0.0);
         let (data, row_bytes) = chunk.bytes();
         for (r, row) in data.chunks_exact(row_bytes).enumerate() {

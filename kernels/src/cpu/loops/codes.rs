@@ -7,7 +7,7 @@
 //!
 //! Where integers are multiplied faster than floats, the factors become [`integers`]; elsewhere they stay [`floats`].
 
-use super::{HEADS, LANES, LINE, Simd, per_heads};
+use super::{HEADS, LANES, LINE, Simd, per_heads, per_kind};
 use crate::cpu::simd::bytes::{ByteKernel, Bytes};
 use half::f16;
 use std::ops::Range;
@@ -31,6 +31,12 @@ const VECTORS: usize = STEP / LANES;
 
 /// A step's numbers.
 type Step = [f32; STEP];
+
+/// Whether codes meet integer factors of 16 bits: those of 8 bits. Kinds of fewer bits share all code but the loop that
+/// unpacks them.
+const fn fine(kind: CodeKind) -> bool {
+    matches!(kind, CodeKind::Int8)
+}
 
 /// `halves` as floats, then zeros.
 #[inline(always)]
@@ -122,6 +128,12 @@ impl<'a> Blocks<'a> {
         self.blocks.len()
     }
 
+    /// What all of them are.
+    #[inline(always)]
+    fn kind(&self) -> CodeKind {
+        self.blocks[0].kind
+    }
+
     /// Scales of a block.
     #[inline(always)]
     fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
@@ -183,8 +195,11 @@ impl ByteKernel for KeyScores<'_> {
 
     #[inline(always)]
     fn run<B: Bytes>(mut self, bytes: B) {
-        per_heads!(self.group, self.keys[0].kind, [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2],
-            (N, kind, head) => self.heads::<B, N>(bytes, kind, head));
+        if fine(self.keys[0].kind) {
+            per_heads!(B::Simd, self.group, (N, head) => self.heads::<B, N, true>(bytes, head));
+        } else {
+            per_heads!(B::Simd, self.group, (N, head) => self.heads::<B, N, false>(bytes, head));
+        }
     }
 }
 
@@ -206,7 +221,7 @@ impl Scores<'_> {
 
 impl KeyScores<'_> {
     #[inline(always)]
-    fn heads<B: Bytes, const N: usize>(&mut self, bytes: B, kind: CodeKind, head: usize) {
+    fn heads<B: Bytes, const N: usize, const FINE: bool>(&mut self, bytes: B, head: usize) {
         let channels = self.keys[0].scales.len();
         for start in (0..channels).step_by(STEP) {
             let end = channels.min(start + STEP);
@@ -219,9 +234,9 @@ impl KeyScores<'_> {
             let scores = &mut self.scores[head * self.score_stride..];
             let scores = Scores { scores, stride: self.score_stride, first: start == 0 };
             if B::INTEGER_FACTORS {
-                integers::key_scores(bytes, kind, blocks, queries, scores);
+                integers::key_scores::<B, N, FINE>(bytes, blocks, queries, scores);
             } else {
-                floats::key_scores(bytes, kind, blocks, queries, scores);
+                floats::key_scores(bytes, blocks, queries, scores);
             }
         }
     }
@@ -245,8 +260,11 @@ impl ByteKernel for MixValues<'_> {
 
     #[inline(always)]
     fn run<B: Bytes>(mut self, bytes: B) {
-        per_heads!(self.group, self.values[0].kind, [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2],
-            (N, kind, head) => self.heads::<B, N>(bytes, kind, head));
+        if fine(self.values[0].kind) {
+            per_heads!(B::Simd, self.group, (N, head) => self.heads::<B, N, true>(bytes, head));
+        } else {
+            per_heads!(B::Simd, self.group, (N, head) => self.heads::<B, N, false>(bytes, head));
+        }
     }
 }
 
@@ -279,7 +297,7 @@ impl Mixed<'_> {
 
 impl MixValues<'_> {
     #[inline(always)]
-    fn heads<B: Bytes, const N: usize>(&mut self, bytes: B, kind: CodeKind, head: usize) {
+    fn heads<B: Bytes, const N: usize, const FINE: bool>(&mut self, bytes: B, head: usize) {
         const NONE: Step = [0.0; STEP];
         let mut weights: Weights<'_, N> = [[&NONE; N]; TILE_BLOCKS];
         let mut padded: Tile<[Step; N]>;
@@ -312,9 +330,9 @@ impl MixValues<'_> {
             let mixed = &mut self.mixed[head * self.head_dim..];
             let mixed = Mixed { mixed, head_dim: self.head_dim, channel };
             if B::INTEGER_FACTORS {
-                integers::mix_values(bytes, kind, blocks, &weights, mixed);
+                integers::mix_values::<B, N, FINE>(bytes, blocks, &weights, mixed);
             } else {
-                floats::mix_values(bytes, kind, blocks, &weights, mixed);
+                floats::mix_values(bytes, blocks, &weights, mixed);
             }
         }
     }

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "aarch64")]
 use super::bytes_neon::NeonBytes;
 #[cfg(target_arch = "x86_64")]
-use super::bytes_x86::{Narrow, Wide};
+use super::bytes_x86::Narrow;
 use super::{Kind, LANES, Level, Portable, Simd};
 
 /// Bytes of a vector.
@@ -186,7 +186,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2Vnni(bytes) => bytes.vectorise(kernel),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(proof) => Wide::from(proof).vectorise(kernel),
+            Kind::Avx512(proof) => Narrow::from(proof).vectorise(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni(bytes) => bytes.vectorise(kernel),
             #[cfg(target_arch = "aarch64")]

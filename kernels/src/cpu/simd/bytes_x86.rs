@@ -15,9 +15,10 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Narrow<const VNNI: bool>(Avx2);
 
-/// AVX-512, where `VNNI` with its dot products. A value proves that the machine has them.
+/// AVX-512 with its dot products. A value proves that the machine has them. AVX-512 without them (Skylake's) computes with
+/// bytes as AVX2 does: a level of its own would be a fifth of all that is compiled here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wide<const VNNI: bool>(Avx512);
+pub struct Wide(Avx512);
 
 impl From<Avx2> for Narrow<false> {
     fn from(proof: Avx2) -> Self {
@@ -25,9 +26,9 @@ impl From<Avx2> for Narrow<false> {
     }
 }
 
-impl From<Avx512> for Wide<false> {
+impl From<Avx512> for Narrow<false> {
     fn from(proof: Avx512) -> Self {
-        Self(proof)
+        Self(proof.into())
     }
 }
 
@@ -39,7 +40,7 @@ impl Narrow<true> {
     }
 }
 
-impl Wide<true> {
+impl Wide {
     /// The proof, if the machine has AVX-512 with VNNI.
     #[must_use]
     pub fn detect() -> Option<Self> {
@@ -64,20 +65,16 @@ impl<const VNNI: bool> Narrow<VNNI> {
     }
 }
 
-impl<const VNNI: bool> Wide<VNNI> {
+impl Wide {
     #[inline]
     pub(super) fn vectorise<K: ByteKernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
-        fn plain<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
-            kernel.run(bytes)
-        }
         #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
-        fn vnni<B: Bytes, K: ByteKernel>(bytes: B, kernel: K) -> K::Output {
+        fn inner<K: ByteKernel>(bytes: Wide, kernel: K) -> K::Output {
             kernel.run(bytes)
         }
         // SAFETY: `self` exists only where the vector extensions named were found; every processor with AVX-512 has
         // the scalar ones.
-        unsafe { if VNNI { vnni(self, kernel) } else { plain(self, kernel) } }
+        unsafe { inner(self, kernel) }
     }
 }
 
@@ -475,7 +472,7 @@ unsafe fn split_halves(words: [u32; 8]) -> __m256i {
     }
 }
 
-impl<const VNNI: bool> Bytes for Wide<VNNI> {
+impl Bytes for Wide {
     type Simd = Avx512;
     type F32 = __m512;
     type Codes = __m512i;
@@ -487,7 +484,7 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     const INTEGER_FACTORS: bool = true;
 
     type Fine = [__m512i; 2];
-    type FineCodes = [__m512i; 2];
+    type FineCodes = __m512i;
     type Coarse = __m512i;
 
     #[inline(always)]
@@ -598,28 +595,15 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
 
     #[inline(always)]
     fn dot(self, codes: Self::Codes, offset: u8, x: &Quarter) -> Self::F32 {
-        // SAFETY: 64 codes and sixteen sums are readable there; with `VNNI`, `self` proves AVX512-VNNI.
+        // SAFETY: 64 codes and sixteen sums are readable there; `self` proves AVX512-VNNI.
         unsafe {
-            let ones = _mm512_set1_epi16(1);
             let x_codes = _mm512_loadu_si512(x.codes.as_ptr().cast());
-            let sums = || _mm512_loadu_si512(x.sums.as_ptr().cast());
-            let dot = match offset {
-                0 if VNNI => _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x_codes),
-                _ if VNNI => {
-                    // As unsigned codes with an offset of 128, which the sums take away.
-                    let codes = _mm512_add_epi8(codes, _mm512_set1_epi8(SIGNED.wrapping_sub(offset % SIGNED) as i8));
-                    _mm512_dpbusd_epi32(sums(), codes, x_codes)
-                }
-                SIGNED => {
-                    let negative = _mm512_movepi8_mask(codes);
-                    let x = _mm512_mask_sub_epi8(x_codes, negative, _mm512_setzero_si512(), x_codes);
-                    _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(codes), x), ones)
-                }
-                _ => {
-                    let dot = _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x_codes), ones);
-                    let shift = _mm512_set1_epi32(offset_shift(offset));
-                    if offset == 0 { dot } else { _mm512_add_epi32(dot, _mm512_srav_epi32(sums(), shift)) }
-                }
+            let dot = if offset == 0 {
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x_codes)
+            } else {
+                // As unsigned codes with an offset of 128, which the sums take away.
+                let codes = _mm512_add_epi8(codes, _mm512_set1_epi8(SIGNED.wrapping_sub(offset % SIGNED) as i8));
+                _mm512_dpbusd_epi32(_mm512_loadu_si512(x.sums.as_ptr().cast()), codes, x_codes)
             };
             _mm512_cvtepi32_ps(dot)
         }
@@ -643,19 +627,8 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
 
     #[inline(always)]
     fn add_products(self, sums: Self::I32, codes: Self::Codes, x: [i8; 4]) -> Self::I32 {
-        // SAFETY: see `join`; with `VNNI`, `self` proves AVX512-VNNI.
-        unsafe {
-            let x = _mm512_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)));
-            if VNNI {
-                return _mm512_dpbusd_epi32(sums, codes, x);
-            }
-            // Every other code at a time: the sum of two products would saturate.
-            let (ones, even) = (_mm512_set1_epi16(1), _mm512_set1_epi16(0xFF));
-            let evens = _mm512_maddubs_epi16(_mm512_and_si512(even, codes), x);
-            let odds = _mm512_maddubs_epi16(_mm512_andnot_si512(even, codes), x);
-            let sum = _mm512_add_epi32(_mm512_madd_epi16(evens, ones), _mm512_madd_epi16(odds, ones));
-            _mm512_add_epi32(sums, sum)
-        }
+        // SAFETY: see `join`; `self` proves AVX512-VNNI.
+        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(i32::from_ne_bytes(x.map(i8::cast_unsigned)))) }
     }
 
     #[inline(always)]
@@ -671,20 +644,11 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
         unsafe {
             // In quarters: quads 0, 4; 1, 5; 2, 6; 3, 7.
             let x = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
-            let all = if VNNI {
-                // Lower bytes have signs, so upper ones are rounded: 0, 4 above, 0, 4 below, 1, 5 above and so on.
-                let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(x, _mm512_set1_epi16(128)));
-                let both = _mm512_packs_epi16(high, _mm512_sub_epi16(x, _mm512_slli_epi16::<8>(high)));
-                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-                _mm512_permutexvar_epi32(order, both)
-            } else {
-                // First and third factor of a quad, second and fourth.
-                let order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-                let x = _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(order));
-                let words = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
-                _mm512_permutexvar_epi32(words, x)
-            };
-            _mm512_storeu_si512(words.as_mut_ptr().cast(), all);
+            // Lower bytes have signs, so upper ones are rounded: 0, 4 above, 0, 4 below, 1, 5 above and so on.
+            let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(x, _mm512_set1_epi16(128)));
+            let both = _mm512_packs_epi16(high, _mm512_sub_epi16(x, _mm512_slli_epi16::<8>(high)));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_storeu_si512(words.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, both));
         }
     }
 
@@ -695,26 +659,15 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
 
     #[inline(always)]
     fn fine_codes(self, codes: Self::Codes) -> Self::FineCodes {
-        if VNNI {
-            return [codes; 2];
-        }
-        // SAFETY: see `join`.
-        unsafe { [_mm512_and_si512(codes, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16::<8>(codes)] }
+        codes
     }
 
     #[inline(always)]
     fn add_fine(self, sums: Self::Fine, codes: Self::FineCodes, words: [i32; 2]) -> Self::Fine {
         let mut out = sums;
         for part in 0..2 {
-            // SAFETY: see `join`; with `VNNI`, `self` proves AVX512-VNNI.
-            unsafe {
-                let word = _mm512_set1_epi32(words[part]);
-                out[part] = if VNNI {
-                    _mm512_dpbusd_epi32(sums[part], codes[part], word)
-                } else {
-                    _mm512_add_epi32(sums[part], _mm512_madd_epi16(codes[part], word))
-                };
-            }
+            // SAFETY: see `join`; `self` proves AVX512-VNNI.
+            out[part] = unsafe { _mm512_dpbusd_epi32(sums[part], codes, _mm512_set1_epi32(words[part])) };
         }
         out
     }
@@ -722,11 +675,7 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
     #[inline(always)]
     fn fine_sums(self, sums: Self::Fine) -> Self::F32 {
         let [high, low] = sums;
-        if VNNI {
-            return self.0.fma(self.floats(high), self.0.splat(256.0), self.floats(low));
-        }
-        // SAFETY: see `join`.
-        self.floats(unsafe { _mm512_add_epi32(high, low) })
+        self.0.fma(self.floats(high), self.0.splat(256.0), self.floats(low))
     }
 
     #[inline(always)]
@@ -742,29 +691,18 @@ impl<const VNNI: bool> Bytes for Wide<VNNI> {
 
     #[inline(always)]
     fn coarse_begin(self, total: Self::I32) -> (Self::I32, Self::Coarse) {
-        if VNNI { (self.zero(), total) } else { (total, self.zero()) }
+        (self.zero(), total)
     }
 
     #[inline(always)]
     fn add_coarse(self, sums: Self::Coarse, codes: Self::Codes, word: i32) -> Self::Coarse {
-        // SAFETY: see `join`; with `VNNI`, `self` proves AVX512-VNNI.
-        unsafe {
-            let word = _mm512_set1_epi32(word);
-            if VNNI {
-                return _mm512_dpbusd_epi32(sums, codes, word);
-            }
-            // Sums of sixteen bits: no product of codes up to 15 saturates, nor do the sums of `COARSE` words.
-            _mm512_add_epi16(sums, _mm512_maddubs_epi16(codes, word))
-        }
+        // SAFETY: see `join`; `self` proves AVX512-VNNI.
+        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(word)) }
     }
 
     #[inline(always)]
-    fn coarse_end(self, waiting: Self::I32, sums: Self::Coarse) -> Self::I32 {
-        if VNNI {
-            return sums;
-        }
-        // SAFETY: see `join`.
-        unsafe { _mm512_add_epi32(waiting, _mm512_madd_epi16(sums, _mm512_set1_epi16(1))) }
+    fn coarse_end(self, _: Self::I32, sums: Self::Coarse) -> Self::I32 {
+        sums
     }
 
     #[inline(always)]

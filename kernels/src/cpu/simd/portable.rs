@@ -18,6 +18,7 @@ impl Simd for Portable {
     // Accumulators of eight of SSE2's 16 registers, twenty-four of NEON's 32.
     const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
     const TILE_VECTORS: usize = 1;
+    const SHARES: bool = false;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F32 {

@@ -11,6 +11,12 @@ pub struct Avx2(());
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512(());
 
+impl From<Avx512> for Avx2 {
+    fn from(_: Avx512) -> Self {
+        Self(())
+    }
+}
+
 impl Avx2 {
     /// The proof, if the machine has the instructions.
     #[must_use]

@@ -1,6 +1,6 @@
 //! Factors that stay floats: codes are converted, and shared by all heads.
 
-use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, store};
+use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, per_kind, store};
 use crate::cpu::{
     loops::HEADS,
     simd::{
@@ -31,13 +31,12 @@ fn spread(kind: CodeKind, codes: &[u8]) -> Option<[u8; 2 * BYTES]> {
 #[inline(always)]
 pub(super) fn key_scores<B: Bytes, const N: usize>(
     bytes: B,
-    kind: CodeKind,
     blocks: Blocks<'_>,
     queries: [&Step; N],
     mut scores: Scores<'_>,
 ) {
     for block in 0..blocks.len() {
-        let sums = products::<B, N>(bytes, kind, &blocks, block, queries);
+        let sums = products::<B, N>(bytes, &blocks, block, queries);
         for (n, sums) in sums.into_iter().enumerate() {
             for (v, sum) in sums.into_iter().enumerate() {
                 scores.put(bytes.simd(), n, block * BLOCK + v * LANES, sum);
@@ -50,13 +49,12 @@ pub(super) fn key_scores<B: Bytes, const N: usize>(
 #[inline(always)]
 pub(super) fn mix_values<B: Bytes, const N: usize>(
     bytes: B,
-    kind: CodeKind,
     blocks: Blocks<'_>,
     weights: &Weights<'_, N>,
     mut mixed: Mixed<'_>,
 ) {
     for (block, &weights) in weights.iter().enumerate().take(blocks.len()) {
-        let sums = products::<B, N>(bytes, kind, &blocks, block, weights);
+        let sums = products::<B, N>(bytes, &blocks, block, weights);
         for (n, sums) in sums.into_iter().enumerate() {
             for (v, sum) in sums.into_iter().enumerate() {
                 mixed.put(bytes.simd(), n, v * LANES, sum);
@@ -69,7 +67,6 @@ pub(super) fn mix_values<B: Bytes, const N: usize>(
 #[inline(always)]
 fn products<B: Bytes, const N: usize>(
     bytes: B,
-    kind: CodeKind,
     blocks: &Blocks<'_>,
     block: usize,
     factors: [&Step; N],
@@ -85,6 +82,23 @@ fn products<B: Bytes, const N: usize>(
         out[n] = [simd.splat(simd.sum(offset)); VECTORS];
         store(simd, [simd.mul(factors[0], scales[0]), simd.mul(factors[1], scales[1])], &mut scaled[n]);
     }
+    per_kind!(blocks.kind(), [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2], kind => {
+        out = add::<B, N>(bytes, kind, blocks, block, &scaled, out);
+    });
+    out
+}
+
+/// The products of the codes of `kind`, a constant, with factors that are scaled, added to `sums`.
+#[inline(always)]
+fn add<B: Bytes, const N: usize>(
+    bytes: B,
+    kind: CodeKind,
+    blocks: &Blocks<'_>,
+    block: usize,
+    scaled: &[Step; HEADS],
+    sums: [[B::F32; VECTORS]; N],
+) -> [[B::F32; VECTORS]; N] {
+    let (simd, mut out) = (bytes.simd(), sums);
     for (quad, codes) in blocks.quads(kind, block).take(STEP / QUAD) {
         blocks.fetch(simd, kind, block, quad);
         let spread = spread(kind, codes);

@@ -16,7 +16,7 @@
 //! offsets 50, where a unit and sums for every block took about 450. Codes of 4 bits and fewer take half of the products
 //! and 5 of the packing.
 
-use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, quad_codes, store};
+use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, per_kind, quad_codes, store};
 use crate::cpu::simd::{
     Simd,
     bytes::{Bytes, COARSE, COARSE_LIMIT, FINE_LIMIT},
@@ -26,14 +26,9 @@ use thinkey_core::{
     quant::{CodeKind, QUAD},
 };
 
-/// Whether codes meet factors of 16 bits.
-const fn fine(kind: CodeKind) -> bool {
-    kind.largest() > 15
-}
-
 /// The largest integer factor.
-const fn limit(kind: CodeKind) -> f32 {
-    if fine(kind) { FINE_LIMIT } else { COARSE_LIMIT }
+const fn limit<const FINE: bool>() -> f32 {
+    if FINE { FINE_LIMIT } else { COARSE_LIMIT }
 }
 
 /// Factors of a block for a head, as their words: sixteen fine ones, or eight coarse ones.
@@ -51,17 +46,22 @@ struct Unit {
 impl Unit {
     /// So that `largest` is the largest integer.
     #[inline(always)]
-    fn new(kind: CodeKind, largest: f32) -> Self {
-        let inverse = if largest > 0.0 { limit(kind) / largest } else { 0.0 };
-        Self { unit: largest / limit(kind), inverse }
+    fn new<const FINE: bool>(largest: f32) -> Self {
+        let inverse = if largest > 0.0 { limit::<FINE>() / largest } else { 0.0 };
+        Self { unit: largest / limit::<FINE>(), inverse }
     }
 }
 
 /// Makes words of a step's factors, given in units; gives what is to be added to their offsets, in units.
 #[inline(always)]
-fn words<B: Bytes>(bytes: B, kind: CodeKind, factors: [B::F32; VECTORS], words: &mut Words) -> B::F32 {
+fn words<B: Bytes, const FINE: bool>(
+    bytes: B,
+    kind: CodeKind,
+    factors: [B::F32; VECTORS],
+    words: &mut Words,
+) -> B::F32 {
     let simd = bytes.simd();
-    if fine(kind) {
+    if FINE {
         bytes.fine_factors(factors, &mut words.0);
         return simd.splat(0.0);
     }
@@ -77,14 +77,13 @@ fn words<B: Bytes>(bytes: B, kind: CodeKind, factors: [B::F32; VECTORS], words: 
 
 /// The scores of every block.
 #[inline(always)]
-pub(super) fn key_scores<B: Bytes, const N: usize>(
+pub(super) fn key_scores<B: Bytes, const N: usize, const FINE: bool>(
     bytes: B,
-    kind: CodeKind,
     blocks: Blocks<'_>,
     queries: [&Step; N],
     mut scores: Scores<'_>,
 ) {
-    let simd = bytes.simd();
+    let (simd, kind) = (bytes.simd(), blocks.kind());
     // The largest scales of all blocks bound the factors.
     let mut largest = [simd.splat(0.0); VECTORS];
     for block in 0..blocks.len() {
@@ -98,7 +97,7 @@ pub(super) fn key_scores<B: Bytes, const N: usize>(
     for n in 0..N {
         let query = load(simd, queries[n]);
         let bound = simd.max_abs(simd.mul(query[0], largest[0]), simd.mul(query[1], largest[1]));
-        units[n] = Unit::new(kind, simd.largest(bound));
+        units[n] = Unit::new::<FINE>(simd.largest(bound));
         let inverse = simd.splat(units[n].inverse);
         store(simd, [simd.mul(query[0], inverse), simd.mul(query[1], inverse)], &mut in_units[n]);
     }
@@ -109,17 +108,17 @@ pub(super) fn key_scores<B: Bytes, const N: usize>(
         for n in 0..N {
             let (query, in_units) = (load(simd, queries[n]), load(simd, &in_units[n]));
             let scaled = [simd.mul(in_units[0], scales[0]), simd.mul(in_units[1], scales[1])];
-            let lost = words(bytes, kind, scaled, &mut tile[block][n]);
+            let lost = words::<B, FINE>(bytes, kind, scaled, &mut tile[block][n]);
             let offset = simd.fma(query[0], mins[0], simd.mul(query[1], mins[1]));
-            let offset = if fine(kind) { offset } else { simd.fma(lost, simd.splat(units[n].unit), offset) };
+            let offset = if FINE { offset } else { simd.fma(lost, simd.splat(units[n].unit), offset) };
             offsets[block][n] = simd.sum(offset);
         }
     }
     macro_rules! lanes {
         ($V:literal, $first:literal) => {
             for block in 0..blocks.len() {
-                let sums = Sums::<B, N, $V>::new(bytes).add::<$first>(bytes, kind, &blocks, block, &tile[block]);
-                let sums = sums.floats(bytes, kind);
+                let sums = Sums::<B, N, $V, FINE>::new(bytes).add::<$first>(bytes, &blocks, block, &tile[block]);
+                let sums = sums.floats(bytes);
                 for n in 0..N {
                     let (unit, offset) = (simd.splat(units[n].unit), simd.splat(offsets[block][n]));
                     for v in 0..$V {
@@ -141,14 +140,13 @@ pub(super) fn key_scores<B: Bytes, const N: usize>(
 
 /// The weighted sums of all blocks together.
 #[inline(always)]
-pub(super) fn mix_values<B: Bytes, const N: usize>(
+pub(super) fn mix_values<B: Bytes, const N: usize, const FINE: bool>(
     bytes: B,
-    kind: CodeKind,
     blocks: Blocks<'_>,
     weights: &Weights<'_, N>,
     mut mixed: Mixed<'_>,
 ) {
-    let simd = bytes.simd();
+    let (simd, kind) = (bytes.simd(), blocks.kind());
     let mut largest = [simd.splat(0.0); N];
     for block in 0..blocks.len() {
         let scales = blocks.scales(simd, block);
@@ -160,7 +158,7 @@ pub(super) fn mix_values<B: Bytes, const N: usize>(
     }
     let mut units = [Unit { unit: 0.0, inverse: 0.0 }; N];
     for n in 0..N {
-        units[n] = Unit::new(kind, simd.largest(largest[n]));
+        units[n] = Unit::new::<FINE>(simd.largest(largest[n]));
     }
     let mut tile = [[Words([0; 16]); N]; TILE_BLOCKS];
     let mut offsets = [simd.splat(0.0); N];
@@ -171,8 +169,8 @@ pub(super) fn mix_values<B: Bytes, const N: usize>(
             offsets[n] = simd.fma(weights[0], mins[0], simd.fma(weights[1], mins[1], offsets[n]));
             let scaled = [simd.mul(weights[0], scales[0]), simd.mul(weights[1], scales[1])];
             let scaled = [simd.mul(scaled[0], inverse), simd.mul(scaled[1], inverse)];
-            let lost = words(bytes, kind, scaled, &mut tile[block][n]);
-            if !fine(kind) {
+            let lost = words::<B, FINE>(bytes, kind, scaled, &mut tile[block][n]);
+            if !FINE {
                 offsets[n] = simd.fma(lost, simd.splat(units[n].unit), offsets[n]);
             }
         }
@@ -183,11 +181,11 @@ pub(super) fn mix_values<B: Bytes, const N: usize>(
     }
     macro_rules! lanes {
         ($V:literal, $first:literal) => {
-            let mut sums = Sums::<B, N, $V>::new(bytes);
+            let mut sums = Sums::<B, N, $V, FINE>::new(bytes);
             for block in 0..blocks.len() {
-                sums = sums.add::<$first>(bytes, kind, &blocks, block, &tile[block]);
+                sums = sums.add::<$first>(bytes, &blocks, block, &tile[block]);
             }
-            let sums = sums.floats(bytes, kind);
+            let sums = sums.floats(bytes);
             for n in 0..N {
                 let (unit, offset) = (simd.splat(units[n].unit), simd.splat(offset[n]));
                 for v in 0..$V {
@@ -205,12 +203,12 @@ pub(super) fn mix_values<B: Bytes, const N: usize>(
 }
 
 /// Sums of integer products for `N` heads, `V` vectors each.
-struct Sums<B: Bytes, const N: usize, const V: usize> {
+struct Sums<B: Bytes, const N: usize, const V: usize, const FINE: bool> {
     fine: [[B::Fine; V]; N],
     coarse: [[B::I32; V]; N],
 }
 
-impl<B: Bytes, const N: usize, const V: usize> Sums<B, N, V> {
+impl<B: Bytes, const N: usize, const V: usize, const FINE: bool> Sums<B, N, V, FINE> {
     #[inline(always)]
     fn new(bytes: B) -> Self {
         Self { fine: [[bytes.fine_zero(); V]; N], coarse: [[bytes.zero(); V]; N] }
@@ -219,24 +217,16 @@ impl<B: Bytes, const N: usize, const V: usize> Sums<B, N, V> {
     /// With the products of a step, vectors `FIRST`.. of its lanes. By value: sums that someone points to do not stay in
     /// registers.
     #[inline(always)]
-    fn add<const FIRST: usize>(
-        self,
-        bytes: B,
-        kind: CodeKind,
-        blocks: &Blocks<'_>,
-        block: usize,
-        words: &[Words; N],
-    ) -> Self {
+    fn add<const FIRST: usize>(self, bytes: B, blocks: &Blocks<'_>, block: usize, words: &[Words; N]) -> Self {
         const { assert!(FIRST + V <= VECTORS && COARSE * QUAD == STEP) };
         let (simd, Self { mut fine, mut coarse }) = (bytes.simd(), self);
-        let quads = blocks.quads(kind, block).take(COARSE);
-        if self::fine(kind) {
-            for (quad, codes) in quads {
+        if FINE {
+            for (quad, codes) in blocks.quads(CodeKind::Int8, block).take(COARSE) {
                 // In the first pass, not in each.
                 if FIRST == 0 {
-                    blocks.fetch(simd, kind, block, quad);
+                    blocks.fetch(simd, CodeKind::Int8, block, quad);
                 }
-                let codes = quad_codes(bytes, kind, codes);
+                let codes = quad_codes(bytes, CodeKind::Int8, codes);
                 for v in 0..V {
                     let codes = bytes.fine_codes(codes[FIRST + v]);
                     for n in 0..N {
@@ -252,18 +242,20 @@ impl<B: Bytes, const N: usize, const V: usize> Sums<B, N, V> {
                     sums[n][v] = bytes.coarse_begin(coarse[n][v]);
                 }
             }
-            for (quad, codes) in quads {
-                // In the first pass, not in each.
-                if FIRST == 0 {
-                    blocks.fetch(simd, kind, block, quad);
-                }
-                let codes = quad_codes(bytes, kind, codes);
-                for n in 0..N {
-                    for v in 0..V {
-                        sums[n][v].1 = bytes.add_coarse(sums[n][v].1, codes[FIRST + v], words[n].0[quad]);
+            per_kind!(blocks.kind(), [CodeKind::Int4, CodeKind::Int3, CodeKind::Int2], kind => {
+                for (quad, codes) in blocks.quads(kind, block).take(COARSE) {
+                    // In the first pass, not in each.
+                    if FIRST == 0 {
+                        blocks.fetch(simd, kind, block, quad);
+                    }
+                    let codes = quad_codes(bytes, kind, codes);
+                    for n in 0..N {
+                        for v in 0..V {
+                            sums[n][v].1 = bytes.add_coarse(sums[n][v].1, codes[FIRST + v], words[n].0[quad]);
+                        }
                     }
                 }
-            }
+            }, CodeKind::Int8 => unreachable!("codes of 8 bits meet fine factors"));
             for n in 0..N {
                 for v in 0..V {
                     coarse[n][v] = bytes.coarse_end(sums[n][v].0, sums[n][v].1);
@@ -274,11 +266,11 @@ impl<B: Bytes, const N: usize, const V: usize> Sums<B, N, V> {
     }
 
     #[inline(always)]
-    fn floats(self, bytes: B, kind: CodeKind) -> [[B::F32; V]; N] {
+    fn floats(self, bytes: B) -> [[B::F32; V]; N] {
         let mut out = [[bytes.simd().splat(0.0); V]; N];
         for (n, out) in out.iter_mut().enumerate() {
             for (v, out) in out.iter_mut().enumerate() {
-                *out = if fine(kind) { bytes.fine_sums(self.fine[n][v]) } else { bytes.floats(self.coarse[n][v]) };
+                *out = if FINE { bytes.fine_sums(self.fine[n][v]) } else { bytes.floats(self.coarse[n][v]) };
             }
         }
         out
