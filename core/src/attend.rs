@@ -10,7 +10,8 @@ use crate::{
     BLOCK, ChannelMask, Error, HeadRef, MAX_GROUP, MAX_HEAD_DIM,
     error::check_len,
     quant::GROUP,
-    storage::{Element, Form, StorageKind, elements, with_element},
+    storage::{Element, Form, StorageKind, TURNED_KEYS, elements, with_element},
+    value::turn,
 };
 use core::ops::Range;
 
@@ -188,6 +189,7 @@ impl Loops for Plain {
                         }
                     }
                 }),
+                Form::Turned(_) => return Err(TURNED_KEYS),
                 Form::Codes(kind) => {
                     let groups = kind.parts(keys.bytes, keys.channels)?;
                     for (channel, &q) in query.iter().enumerate() {
@@ -221,8 +223,11 @@ impl Loops for Plain {
                             *mix += weight * value.load();
                         }
                     }),
-                    Form::Codes(kind) => {
-                        let groups = kind.parts(values.bytes, BLOCK * values.head_dim.div_ceil(GROUP))?;
+                    form @ (Form::Codes(kind) | Form::Turned(kind)) => {
+                        let groups = match form {
+                            Form::Turned(_) => kind.turned_parts(values.bytes, values.head_dim)?,
+                            _ => kind.parts(values.bytes, BLOCK * values.head_dim.div_ceil(GROUP))?,
+                        };
                         for (channel, mix) in mixed.iter_mut().enumerate() {
                             *mix += weight * groups.value(lane, channel);
                         }
@@ -308,7 +313,8 @@ impl<'a> Partial<'a> {
         Ok(Self { max, sum, mixed })
     }
 
-    /// The first `kept` of as many channels as there are, for values that lack the others. Nothing has been seen yet.
+    /// The first `kept` of as many channels as there are, for values that lack the others, or are turned. Nothing has been
+    /// seen yet.
     ///
     /// # Errors
     /// [`Error::Inconsistent`] where something has.
@@ -332,6 +338,12 @@ impl<'a> Partial<'a> {
                 wide[channel] = x;
             }
         }
+    }
+
+    /// Turns back what was gathered of [turned](turn) values: the mix of turned values is the turned mix.
+    fn turn_back(&mut self) {
+        let head_dim = self.mixed.len() / self.max.len();
+        self.mixed.chunks_exact_mut(head_dim).for_each(turn);
     }
 
     /// Raises the logits that were seen so far: those of query head h by `by[h] * times`.
@@ -397,7 +409,7 @@ struct TileBlock<'a> {
 ///
 /// # Errors
 /// [`Error::Index`] for blocks that are not there; [`Error::Length`] where parts do not fit; [`Error::Inconsistent`] where
-/// the prefix lacks value channels and `partial` has seen tokens before.
+/// the prefix lacks value channels or has turned values, and `partial` has seen tokens before.
 pub fn attend_prefix<L: Loops>(
     loops: &L,
     head: &HeadRef<'_>,
@@ -414,6 +426,12 @@ pub fn attend_prefix<L: Loops>(
         Some(mask) if head.layout().thins_values() && !blocks.is_empty() => {
             attend_blocks(loops, head, queries, blocks, window, &mut partial.narrow(mask.kept())?)?;
             partial.widen(mask);
+            Ok(())
+        }
+        _ if head.layout().values.turns() && !blocks.is_empty() => {
+            let mut turned = partial.narrow(head.layout().head_dim as usize)?;
+            attend_blocks(loops, head, queries, blocks, window, &mut turned)?;
+            turned.turn_back();
             Ok(())
         }
         _ => attend_blocks(loops, head, queries, blocks, window, partial),

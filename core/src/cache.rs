@@ -15,7 +15,8 @@ use crate::{
     log::debug,
     policy::{Fix, Score},
     quant::GROUP,
-    storage::{Element, Form, elements, elements_mut, with_element},
+    storage::{Element, Form, TURNED_KEYS, elements, elements_mut, with_element},
+    value::turn,
 };
 pub use evict::Kept;
 use parts::{Parts, Steps};
@@ -296,6 +297,7 @@ impl<'a> HeadRef<'a> {
                     *x = stored.load();
                 }
             }),
+            Form::Turned(_) => return Err(TURNED_KEYS),
             Form::Codes(kind) => {
                 let groups = kind.parts(self.key_block(block), self.layout.kept as usize)?;
                 for (channel, out) in out.chunks_exact_mut(BLOCK).enumerate() {
@@ -339,6 +341,13 @@ impl<'a> HeadRef<'a> {
                     }
                 }
             }),
+            Form::Turned(kind) => {
+                let groups = kind.turned_parts(self.value_block(block), channels.len())?;
+                for (lane, value) in values {
+                    value.iter_mut().enumerate().for_each(|(channel, x)| *x = groups.value(lane, channel));
+                    turn(value);
+                }
+            }
             Form::Codes(kind) => {
                 let groups = kind.parts(self.value_block(block), BLOCK * channels.len().div_ceil(GROUP))?;
                 for (lane, value) in values {
@@ -422,6 +431,7 @@ impl<'a> HeadRef<'a> {
                     *x = stored[channel * BLOCK + lane].load();
                 }
             }),
+            Form::Turned(_) => return Err(TURNED_KEYS),
             Form::Codes(kind) => {
                 let groups = kind.parts(self.key_block(block), key.len())?;
                 for (channel, x) in key.iter_mut().enumerate() {

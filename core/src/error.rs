@@ -77,6 +77,13 @@ pub enum Error {
         /// Version this crate writes.
         supported: u16,
     },
+    /// Values cannot be turned: they lack channels, or the head dimension is no power of two.
+    Turned {
+        /// Value channels kept.
+        channels: usize,
+        /// Channels there are.
+        head_dim: usize,
+    },
     /// A frame decodes, but its fields contradict each other.
     Inconsistent {
         /// Which field.
@@ -115,6 +122,11 @@ impl fmt::Display for Error {
             Self::Version { found, supported } => {
                 write!(f, "the frame has format version {found}, but this build reads version {supported}")
             }
+            Self::Turned { channels, head_dim } => write!(
+                f,
+                "values with {channels} of {head_dim} channels cannot be turned: all of a power of two are needed; store them \
+                 as int4, int3 or int2"
+            ),
             Self::Inconsistent { what } => write!(f, "the frame contradicts itself in {what}"),
         }
     }

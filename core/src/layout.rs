@@ -5,7 +5,7 @@ use crate::{
     channel::{compensate::Correction, lowrank::Projection},
     policy::Fix,
     quant::QUAD,
-    storage::{ALIGN, FloatKind, Form, StorageKind, align},
+    storage::{ALIGN, FloatKind, Form, StorageKind, TURNED_KEYS, align},
 };
 use core::ops::Range;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,8 @@ impl HeadLayout {
     /// Checks the numbers against each other.
     ///
     /// # Errors
-    /// [`Error::HeadDim`], [`Error::Kept`], or [`Error::Capacity`] where the bytes cannot be counted in a `usize`.
+    /// [`Error::HeadDim`], [`Error::Kept`], [`Error::Inconsistent`] for parts that do not go together, or
+    /// [`Error::Capacity`] where the bytes cannot be counted in a `usize`.
     pub const fn check(&self) -> Result<(), Error> {
         let (head_dim, kept) = (self.head_dim as usize, self.kept as usize);
         if head_dim == 0 || head_dim > MAX_HEAD_DIM {
@@ -91,6 +92,12 @@ impl HeadLayout {
         let kept_values = self.kept_values as usize;
         if kept_values == 0 || kept_values > head_dim {
             return Err(Error::Kept { kept: kept_values, head_dim });
+        }
+        if self.keys.turns() {
+            return Err(TURNED_KEYS);
+        }
+        if self.values.turns() && (!head_dim.is_power_of_two() || kept_values < head_dim) {
+            return Err(Error::Turned { channels: kept_values, head_dim });
         }
         if self.renews && !matches!(self.fix, Fix::None) {
             return Err(Error::Inconsistent { what: "layout" });
@@ -215,7 +222,7 @@ impl HeadLayout {
         let kept = self.kept as usize;
         match self.keys.form() {
             Form::Float(_) => 0,
-            Form::Codes(kind) => {
+            Form::Codes(kind) | Form::Turned(kind) => {
                 let most = kept * kind.bytes(QUAD) / QUAD + kind.bytes(QUAD) + ALIGN;
                 most - self.mask_at()
             }

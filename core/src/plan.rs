@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_flexible_plan_has_room_for_any_split() {
-        for keys in StorageKind::ALL {
+        for keys in StorageKind::ALL.into_iter().filter(|kind| !kind.turns()) {
             for fix in [Fix::None, Fix::Compensated, Fix::Lowrank] {
                 let plan = CachePlan { layers: 2, keys, fix, tokens: 500, ..SMOL };
                 for mean in [1, 13, 32, 63, 64] {

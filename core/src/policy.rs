@@ -215,11 +215,28 @@ pub enum Store {
     Int3,
     /// 2-bit codes in groups of 32.
     Int2,
+    /// Of values only: turned, 4-bit codes with one scale a token.
+    Turned4,
+    /// Of values only: turned, 3-bit codes with one scale a token.
+    Turned3,
+    /// Of values only: turned, 2-bit codes with one scale a token.
+    Turned2,
 }
 
 impl Store {
     /// Every kind.
-    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Int3, Self::Int2];
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Int8,
+        Self::Int4,
+        Self::Int3,
+        Self::Int2,
+        Self::Turned4,
+        Self::Turned3,
+        Self::Turned2,
+    ];
 
     /// The name, as [`StorageKind::name`] has it.
     #[must_use]
@@ -232,7 +249,16 @@ impl Store {
             Self::Int4 => "int4",
             Self::Int3 => "int3",
             Self::Int2 => "int2",
+            Self::Turned4 => "turned4",
+            Self::Turned3 => "turned3",
+            Self::Turned2 => "turned2",
         }
+    }
+
+    /// Whether it is for values alone.
+    #[must_use]
+    pub const fn turns(self) -> bool {
+        matches!(self, Self::Turned4 | Self::Turned3 | Self::Turned2)
     }
 }
 
@@ -401,6 +427,16 @@ impl Policy {
         }
         if self.score == Score::Residual && self.fix != Fix::Compensated {
             return conflict("score=residual", "fix", "it counts on the correction; give fix=compensated");
+        }
+        if self.keys.turns() {
+            return conflict(
+                "keys",
+                "turned codes",
+                "keys are chosen and stored by channel; turned codes are for values",
+            );
+        }
+        if self.values.turns() && self.thin_values != ThinValues::Whole {
+            return conflict("values", "thin-values", "turned values have no channels to leave out");
         }
         if fixed && self.heads == Heads::Query {
             return conflict("heads=query", "fix", "mean and covariance belong to a KV head, whose mask must be one");

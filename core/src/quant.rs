@@ -14,11 +14,15 @@
 //! average that away: with values in int2 the divergence from the whole cache was 0.053 by least squares, 0.026 by the
 //! whole range and 0.018 so (SmolLM2-135M, news, 2 windows of 2,048 + 256 tokens).
 //!
+//! Values may be [turned](crate::value::turn) first. Their numbers then have no direction of their own: codes are symmetric
+//! about 0, x ≈ (code − middle) · scale, and a token has one scale for all of its channels, 2.25 bits a number of 64 where
+//! groups with two bits take 3. Four steps are tried, and the scale does not shrink the vector: Σ stored·x = Σ x².
+//!
 //! Four groups lie interleaved, number by number: the four codes that a query (over channels) or a row of weights (over
 //! tokens) meets together are one 32-bit word, which is what integer dot products of bytes take.
 
 use crate::{
-    BLOCK, Error,
+    BLOCK, Error, MAX_HEAD_DIM,
     storage::{Element, elements, elements_mut},
 };
 use half::f16;
@@ -84,6 +88,12 @@ impl CodeKind {
         self.code_bytes(groups) + groups * 2 * size_of::<f16>()
     }
 
+    /// Bytes of a block of 32 turned values of `head_dim` channels, with their scales.
+    #[must_use]
+    pub const fn turned_bytes(self, head_dim: usize) -> usize {
+        self.code_bytes(BLOCK * head_dim.div_ceil(GROUP)) + BLOCK * size_of::<f16>()
+    }
+
     /// Code `index` of group `group` of a quad.
     #[inline(always)]
     #[must_use]
@@ -130,6 +140,28 @@ impl CodeKind {
         Ok(Groups { kind: self, codes, scales, mins })
     }
 
+    /// The parts of a block of 32 turned values of `head_dim` channels: codes as of other values, then scales.
+    ///
+    /// # Errors
+    /// As [`parts`](Self::parts).
+    pub fn turned_parts(self, bytes: &[u8], head_dim: usize) -> Result<Groups<'_>, Error> {
+        let (needed, actual) = (self.turned_bytes(head_dim), bytes.len());
+        let bytes = bytes.get(..needed).ok_or(Error::Length { what: "turned values", expected: needed, actual })?;
+        let (codes, scales) = bytes.split_at(needed - BLOCK * size_of::<f16>());
+        Ok(Groups { kind: self, codes, scales: elements::<f16>(scales)?, mins: &[] })
+    }
+
+    /// [`turned_parts`](Self::turned_parts), for writing.
+    ///
+    /// # Errors
+    /// As [`parts`](Self::parts).
+    pub(crate) fn turned_parts_mut(self, bytes: &mut [u8], head_dim: usize) -> Result<GroupsMut<'_>, Error> {
+        let (needed, actual) = (self.turned_bytes(head_dim), bytes.len());
+        let bytes = bytes.get_mut(..needed).ok_or(Error::Length { what: "turned values", expected: needed, actual })?;
+        let (codes, scales) = bytes.split_at_mut(needed - BLOCK * size_of::<f16>());
+        Ok(GroupsMut { kind: self, codes, scales: elements_mut::<f16>(scales)?, mins: &mut [] })
+    }
+
     /// [`parts`](Self::parts), for writing.
     ///
     /// # Errors
@@ -152,9 +184,9 @@ pub struct Groups<'a> {
     /// The codes, quad after quad, [`CodeKind::quad_bytes`] each. A quad that the groups do not fill has codes of 0 in the
     /// others.
     pub codes: &'a [u8],
-    /// Scales, one a group.
+    /// Scales, one a group; of turned values one a token.
     pub scales: &'a [f16],
-    /// Minima, one a group.
+    /// Minima, one a group; none of turned values.
     pub mins: &'a [f16],
 }
 
@@ -174,8 +206,25 @@ impl Groups<'_> {
     #[must_use]
     pub fn get(&self, group: usize, index: usize) -> f32 {
         let quad = &self.codes[group / QUAD * self.kind.quad_bytes()..][..self.kind.quad_bytes()];
-        let code = self.kind.code(quad, group % QUAD, index);
-        f32::from(code) * self.scales[group].load() + self.mins[group].load()
+        let code = f32::from(self.kind.code(quad, group % QUAD, index));
+        if self.turned() {
+            return (code - self.middle()) * self.scales[group % BLOCK].load();
+        }
+        code * self.scales[group].load() + self.mins[group].load()
+    }
+
+    /// Whether they are turned values.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turned(&self) -> bool {
+        self.mins.is_empty()
+    }
+
+    /// What stands for 0 in turned values: a number between two codes.
+    #[inline(always)]
+    #[must_use]
+    pub fn middle(&self) -> f32 {
+        f32::from(self.kind.largest()) / 2.0
     }
 
     /// Channel `channel` of the key of lane `lane`, where the groups are a key block: a group is a channel.
@@ -217,6 +266,36 @@ impl GroupsMut<'_> {
         for (((scale, min), numbers), codes) in affine.zip(numbers).zip(&mut codes) {
             (*scale, *min) = quantise(self.kind, numbers, codes);
         }
+        self.pack(quad, &codes);
+    }
+
+    /// Stores `rows`, turned values of four tokens from `first`, a multiple of four, on; each has D numbers, a power of two.
+    pub(crate) fn put_turned(&mut self, first: usize, rows: &[[f32; MAX_HEAD_DIM]; QUAD], head_dim: usize) {
+        let mut codes = [[0; MAX_HEAD_DIM]; QUAD];
+        for ((scale, row), codes) in self.scales[first..].iter_mut().zip(rows).zip(&mut codes) {
+            *scale = quantise_turned(self.kind, &row[..head_dim], &mut codes[..head_dim]);
+        }
+        for start in (0..head_dim).step_by(GROUP) {
+            let codes = codes.each_ref().map(|codes| {
+                let mut group = [0; GROUP];
+                group.iter_mut().zip(&codes[start..]).for_each(|(to, &code)| *to = code);
+                group
+            });
+            self.pack((start / GROUP * BLOCK + first) / QUAD, &codes);
+        }
+    }
+
+    /// Stores the turned value of `token` alone, in place of what was there.
+    pub(crate) fn replace_turned(&mut self, token: usize, row: &[f32]) {
+        let mut codes = [0; MAX_HEAD_DIM];
+        self.scales[token] = quantise_turned(self.kind, row, &mut codes[..row.len()]);
+        for (group, codes) in codes[..row.len()].chunks(GROUP).enumerate() {
+            self.put_codes(group * BLOCK + token, (0..).zip(codes.iter().copied()));
+        }
+    }
+
+    /// Stores the codes of a whole quad.
+    fn pack(&mut self, quad: usize, codes: &[[u8; GROUP]; QUAD]) {
         let (to, _) = self.codes[quad * self.kind.quad_bytes()..][..self.kind.quad_bytes()].as_chunks_mut::<QUAD>();
         // Part of the codes from `index` on in steps of `step`, as many bits of each, shifted: those of all groups.
         let packed = |index: usize, step: usize, (shift, bits): (usize, usize)| -> [u8; QUAD] {
@@ -341,6 +420,59 @@ fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> 
 
 /// Shares of the whole range that few codes are tried over.
 const WIDTHS: [f32; 3] = [1.0, 0.85, 0.7];
+
+/// Writes the codes of a turned value and returns its scale. A number that is not one makes the scale one that is not: it
+/// stays visible.
+fn quantise_turned(kind: CodeKind, numbers: &[f32], codes: &mut [u8]) -> f16 {
+    const LANES: usize = 8;
+    let (levels, middle) = (f32::from(kind.largest()), f32::from(kind.largest()) / 2.0);
+    // Finite and between what half precision has; what is no number comes through.
+    let bounded = |x: f32| x.clamp(-65504.0, 65504.0);
+    let (mut most, mut nan) = ([0.0f32; LANES], [false; LANES]);
+    for numbers in numbers.chunks(LANES) {
+        for ((&x, most), nan) in numbers.iter().zip(&mut most).zip(&mut nan) {
+            *most = if x.abs() > *most { x.abs() } else { *most };
+            *nan |= x.is_nan();
+        }
+    }
+    let most = bounded(most.iter().copied().fold(0.0, f32::max));
+    if nan.contains(&true) {
+        codes.fill(0);
+        return f16::NAN;
+    }
+    let (mut found, mut best) = (f16::ZERO, 0.0);
+    codes.fill(kind.largest() / 2);
+    // From the step with which the outermost codes are the largest numbers on.
+    for width in [(levels + 1.0) / levels, 1.0, 0.85, 0.7] {
+        let inverse = (levels + 1.0) / (2.0 * width * most);
+        if !inverse.is_finite() {
+            continue;
+        }
+        let mut sums = [[0.0f32; LANES]; 3];
+        let mut other = [0; MAX_HEAD_DIM];
+        for (numbers, codes) in numbers.chunks(LANES).zip(other.chunks_mut(LANES)) {
+            for (lane, (&x, code)) in numbers.iter().zip(codes).enumerate() {
+                let x = bounded(x);
+                let steps = x * inverse + middle;
+                let steps = if steps > 0.0 { steps } else { 0.0 };
+                let steps = if steps < levels { steps } else { levels };
+                // See `Affine::encode`.
+                *code = (steps + 8_388_608.0).to_bits() as u8;
+                let steps = f32::from(*code) - middle;
+                sums[0][lane] += steps * steps;
+                sums[1][lane] += steps * x;
+                sums[2][lane] += x * x;
+            }
+        }
+        let [steps, both, squares] = sums.map(|sums| sums.iter().sum::<f32>());
+        let (scale, quality) = (<f16 as Element>::store(squares / both), both * (both / steps));
+        if quality > best && scale < f16::MAX {
+            (found, best) = (scale, quality);
+            codes.copy_from_slice(&other[..codes.len()]);
+        }
+    }
+    found
+}
 
 /// Codes and the numbers that they stand for, as a regression sees them.
 #[derive(Clone, Copy)]
@@ -609,6 +741,53 @@ mod tests {
             if kind == CodeKind::Int3 {
                 // Codes 1, 5, 9 and so on of group 3: 4 and 0 in turns.
                 assert_eq!(bytes[32 + 4 + 3], 0b0101_0101);
+            }
+        }
+    }
+
+    proptest! {
+        /// Of turned values nothing shrinks, the codes are no worse than those of the whole range, and a value that is put
+        /// alone is as it is among four.
+        #[test]
+        fn turned_values_do_not_shrink(
+            bits in 0u32..=8,
+            numbers in prop::collection::vec(-3.0f32..3.0, 4 * 256),
+            scale in prop_oneof![Just(1.0f32), 1e-3f32..1e3, Just(0.0)],
+        ) {
+            let head_dim = 1usize << bits;
+            let mut rows = [[0.0; MAX_HEAD_DIM]; QUAD];
+            for (row, numbers) in rows.iter_mut().zip(numbers.chunks(256)) {
+                row.iter_mut().zip(numbers).take(head_dim).for_each(|(to, x)| *to = x * scale);
+            }
+            for kind in [CodeKind::Int4, CodeKind::Int3, CodeKind::Int2] {
+                let (mut memory, mut alone) = (vec![0u16; kind.turned_bytes(head_dim) / 2], vec![0u16; kind.turned_bytes(head_dim) / 2]);
+                let bytes = bytemuck::cast_slice_mut(&mut memory);
+                kind.turned_parts_mut(bytes, head_dim).unwrap().put_turned(8, &rows, head_dim);
+                let groups = kind.turned_parts(bytes, head_dim).unwrap();
+                let bytes = bytemuck::cast_slice_mut(&mut alone);
+                for (token, row) in (8..).zip(&rows) {
+                    kind.turned_parts_mut(bytes, head_dim).unwrap().replace_turned(token, &row[..head_dim]);
+                }
+                let others = kind.turned_parts(bytes, head_dim).unwrap();
+                for (token, row) in (8..).zip(&rows) {
+                    let row = &row[..head_dim];
+                    let stored: Vec<f64> = (0..head_dim).map(|c| f64::from(groups.value(token, c))).collect();
+                    prop_assert!((0..head_dim).all(|c| others.value(token, c) == groups.value(token, c)));
+                    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+                    let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+                    let squares = dot(&row, &row);
+                    if squares == 0.0 {
+                        prop_assert!(stored.iter().all(|&x| x == 0.0));
+                        continue;
+                    }
+                    let both = dot(&stored, &row);
+                    prop_assert!((both / squares - 1.0).abs() < 2e-3, "{kind:?}: {both} of {squares}");
+                    let most = row.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+                    let (levels, middle) = (f64::from(kind.largest()), f64::from(kind.largest()) / 2.0);
+                    let whole: Vec<f64> = row.iter().map(|x| (x / most * middle + middle).round().min(levels) - middle).collect();
+                    let quality = |codes: &[f64]| dot(codes, &row).powi(2) / dot(codes, codes) / squares;
+                    prop_assert!(quality(&stored) > quality(&whole) - 0.01, "{kind:?}");
+                }
             }
         }
     }

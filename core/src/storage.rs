@@ -3,7 +3,8 @@
 //! A block is 32 tokens × the channels they keep. Keys lie channel-major, `[T][32]`, so that the scores of 32 tokens
 //! accumulate lane by lane with no horizontal sum; values lie token-major, `[32][D]`. Quantised, a block is codes, then
 //! the scales of its groups, then their minima, see [`quant`](crate::quant): group c of a key block is channel c, and
-//! group 32g + t of a value block is channels 32g.. of token t. The codes of four groups lie interleaved.
+//! group 32g + t of a value block is channels 32g.. of token t. The codes of four groups lie interleaved. Values can also be
+//! [turned](crate::value::turn) first: their codes lie the same way, and behind them is one scale a token and no minimum.
 
 use crate::{
     BLOCK, Error,
@@ -43,9 +44,15 @@ pub enum StorageKind {
     Int3,
     /// Asymmetric 2-bit codes in groups of 32, see [`quant`](crate::quant).
     Int2,
+    /// Turned values in symmetric 4-bit codes, see [`Form::Turned`].
+    Turned4,
+    /// Turned values in symmetric 3-bit codes.
+    Turned3,
+    /// Turned values in symmetric 2-bit codes.
+    Turned2,
 }
 
-/// The two ways of storing numbers: each by itself, or as codes in groups.
+/// The ways of storing numbers: each by itself, or as codes in groups, or values as codes of a turned vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Form {
@@ -53,6 +60,9 @@ pub enum Form {
     Float(FloatKind),
     /// Codes in groups of 32 with a scale and a minimum.
     Codes(CodeKind),
+    /// Of values only: codes of the [turned](crate::value::turn) value, which are symmetric about 0, with one scale a token.
+    /// D must be a power of two, and no value channel may be missing.
+    Turned(CodeKind),
 }
 
 /// Floating-point numbers as the cache stores them.
@@ -90,7 +100,18 @@ impl From<FloatKind> for StorageKind {
 
 impl StorageKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Int3, Self::Int2];
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Int8,
+        Self::Int4,
+        Self::Int3,
+        Self::Int2,
+        Self::Turned4,
+        Self::Turned3,
+        Self::Turned2,
+    ];
 
     /// How numbers lie in the prefix.
     #[must_use]
@@ -103,7 +124,16 @@ impl StorageKind {
             Self::Int4 => Form::Codes(CodeKind::Int4),
             Self::Int3 => Form::Codes(CodeKind::Int3),
             Self::Int2 => Form::Codes(CodeKind::Int2),
+            Self::Turned4 => Form::Turned(CodeKind::Int4),
+            Self::Turned3 => Form::Turned(CodeKind::Int3),
+            Self::Turned2 => Form::Turned(CodeKind::Int2),
         }
+    }
+
+    /// Whether it is for values alone.
+    #[must_use]
+    pub const fn turns(self) -> bool {
+        matches!(self.form(), Form::Turned(_))
     }
 
     /// The kind in which tokens of the recent ring are stored: never quantised.
@@ -111,7 +141,7 @@ impl StorageKind {
     pub const fn ring(self) -> FloatKind {
         match self.form() {
             Form::Float(kind) => kind,
-            Form::Codes(_) => FloatKind::F16,
+            Form::Codes(_) | Form::Turned(_) => FloatKind::F16,
         }
     }
 
@@ -120,7 +150,7 @@ impl StorageKind {
     pub const fn key_block_bytes(self, kept: usize) -> usize {
         match self.form() {
             Form::Float(kind) => align(BLOCK * kept * kind.bytes()),
-            Form::Codes(kind) => align(kind.bytes(kept)),
+            Form::Codes(kind) | Form::Turned(kind) => align(kind.bytes(kept)),
         }
     }
 
@@ -130,6 +160,7 @@ impl StorageKind {
         match self.form() {
             Form::Float(kind) => align(BLOCK * head_dim * kind.bytes()),
             Form::Codes(kind) => align(kind.bytes(BLOCK * head_dim.div_ceil(GROUP))),
+            Form::Turned(kind) => align(kind.turned_bytes(head_dim)),
         }
     }
 
@@ -144,9 +175,15 @@ impl StorageKind {
             Self::Bf16 => "bf16",
             Self::Int3 => "int3",
             Self::Int2 => "int2",
+            Self::Turned4 => "turned4",
+            Self::Turned3 => "turned3",
+            Self::Turned2 => "turned2",
         }
     }
 }
+
+/// Keys are never turned: a layout with such keys is refused before there are any.
+pub(crate) const TURNED_KEYS: Error = Error::Inconsistent { what: "how keys are stored" };
 
 /// A number as the cache stores it.
 pub trait Element: bytemuck::Pod {
@@ -315,7 +352,7 @@ mod tests {
     /// The order of the kinds is part of the wire format.
     #[test]
     fn kinds_keep_their_numbers() {
-        let kinds = ["f32", "f16", "int8", "int4", "bf16", "int3", "int2"];
+        let kinds = ["f32", "f16", "int8", "int4", "bf16", "int3", "int2", "turned4", "turned3", "turned2"];
         for (number, name) in kinds.into_iter().enumerate() {
             let kind = StorageKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap();
             assert_eq!(kind as usize, number, "{name}");

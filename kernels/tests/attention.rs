@@ -39,25 +39,26 @@ struct Case {
     seed: u64,
 }
 
+/// Kinds for keys, all but those that are for values alone, and for values.
+fn kinds() -> (impl Strategy<Value = StorageKind>, impl Strategy<Value = StorageKind>) {
+    let keys: Vec<_> = StorageKind::ALL.into_iter().filter(|kind| !kind.turns()).collect();
+    (prop::sample::select(keys), prop::sample::select(&StorageKind::ALL[..]))
+}
+
 fn cases() -> impl Strategy<Value = Case> {
     let head_dim = prop_oneof![Just(16usize), Just(24), Just(64)];
     let steps = prop::collection::vec((prop_oneof![2 => Just(1usize), 1 => 1usize..200], 0usize..2), 1..16);
-    let kind = || prop::sample::select(&StorageKind::ALL[..]);
     let lost = prop_oneof![2 => Just(0u16), 1 => 1u16..1000];
     let life = prop_oneof![
         2 => Just(Life::Prompt),
         1 => Just(Life::Turn),
         1 => (1u32..100).prop_map(|tokens| Life::Every { tokens }),
     ];
-    (
-        head_dim,
-        0usize..40,
-        prop::option::of(20usize..200),
-        steps,
-        [kind(), kind()],
-        ((1usize..5, any::<u64>()), lost, life),
-    )
-        .prop_flat_map(|(head_dim, recent, window, steps, [keys, values], ((run, seed), lost_values, life))| {
+    (head_dim, 0usize..40, prop::option::of(20usize..200), steps, kinds(), ((1usize..5, any::<u64>()), lost, life))
+        .prop_flat_map(|(head_dim, recent, window, steps, (keys, values), ((run, seed), lost_values, life))| {
+            // Turned values have all channels, a power of two.
+            let (head_dim, lost_values) =
+                if values.turns() { (head_dim.next_power_of_two(), 0) } else { (head_dim, lost_values) };
             [1..=head_dim, 1..=head_dim].prop_map(move |kept| Case {
                 head_dim,
                 recent,
@@ -77,7 +78,7 @@ fn cases() -> impl Strategy<Value = Case> {
 /// How far an output may be off: by rounding; or, where queries and weights meet few codes as integers of 8 bits, by a part
 /// in 254 of the largest a channel and token, of numbers between -2 and 2.
 fn tolerance(case: &Case) -> f64 {
-    let few = |kind: StorageKind| matches!(kind.form(), Form::Codes(kind) if kind.largest() <= 15);
+    let few = |kind: StorageKind| matches!(kind.form(), Form::Codes(kind) | Form::Turned(kind) if kind.largest() <= 15);
     if few(case.keys) || few(case.values) { 4e-2 } else { 2e-4 }
 }
 

@@ -5,6 +5,7 @@ use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM,
     quant::{CodeKind, GROUP, QUAD},
     storage::{Element, FloatKind, Form, StorageKind, elements, elements_mut, with_element},
+    value::turn,
 };
 use core::ops::Range;
 
@@ -216,6 +217,35 @@ impl<E: Element> Whole<'_, E> {
     }
 }
 
+/// Turned values.
+impl<E: Element> Whole<'_, E> {
+    /// The turned value of `token` into the front of `row`.
+    fn turned(&self, token: usize, channels: &[u16], row: &mut [f32; MAX_HEAD_DIM]) {
+        let row = &mut row[..channels.len()];
+        self.copy(token, channels, row);
+        turn(row);
+    }
+
+    /// [`quantise_values`](Self::quantise_values) of turned values, which have all channels.
+    fn turn_values(
+        &self,
+        kind: CodeKind,
+        channels: &[u16],
+        (lanes, first): (Range<usize>, usize),
+        block: &mut [u8],
+    ) -> Result<(), Error> {
+        let mut groups = kind.turned_parts_mut(block, channels.len())?;
+        for start in (0..BLOCK).step_by(QUAD) {
+            let mut rows = [[0.0; MAX_HEAD_DIM]; QUAD];
+            for (lane, row) in (start..).zip(&mut rows).filter(|(lane, _)| lanes.contains(lane)) {
+                self.turned(first + lane - lanes.start, channels, row);
+            }
+            groups.put_turned(start, &rows, channels.len());
+        }
+        Ok(())
+    }
+}
+
 /// Replacing what evicted tokens have left.
 impl<E: Element> Whole<'_, E> {
     /// Stores keys in lanes of blocks that have others: the first of the list, one a lane of `lanes`.
@@ -261,6 +291,15 @@ impl<E: Element> Whole<'_, E> {
     ) -> Result<(), Error> {
         each_block(lanes, block, |first, lanes, range| {
             let block = &mut bytes[range];
+            if let Form::Turned(kind) = kind.form() {
+                let mut groups = kind.turned_parts_mut(block, channels.len())?;
+                let mut row = [0.0; MAX_HEAD_DIM];
+                for (token, &lane) in (first..).zip(lanes) {
+                    self.turned(token, channels, &mut row);
+                    groups.replace_turned(lane as usize % BLOCK, &row[..channels.len()]);
+                }
+                return Ok(());
+            }
             if let Form::Codes(kind) = kind.form() {
                 let row = channels.len().div_ceil(GROUP);
                 let mut groups = kind.parts_mut(block, BLOCK * row)?;
@@ -416,9 +455,16 @@ impl Parts<'_> {
             let (lanes, first) = self.kept.place(admission, block);
             let range = layout.value_block(pages[block] as usize);
             let bytes = &mut self.value_blocks[range.start - start..range.end - start];
-            if let Form::Codes(kind) = layout.values.form() {
-                whole.quantise_values(kind, channels, (lanes, first), bytes)?;
-                continue;
+            match layout.values.form() {
+                Form::Codes(kind) => {
+                    whole.quantise_values(kind, channels, (lanes, first), bytes)?;
+                    continue;
+                }
+                Form::Turned(kind) => {
+                    whole.turn_values(kind, channels, (lanes, first), bytes)?;
+                    continue;
+                }
+                Form::Float(_) => {}
             }
             let stored = elements_mut::<E>(bytes)?;
             let (hidden, tokens) = stored.split_at_mut(lanes.start * channels.len());

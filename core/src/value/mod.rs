@@ -1,3 +1,6 @@
-//! Which value channels to keep.
+//! Which value channels to keep, and how values are turned before few codes are made of them.
 
 pub mod score;
+mod turn;
+
+pub use turn::turn;

@@ -111,7 +111,7 @@ impl<B: Backend> ReferenceCache<B> {
         window: usize,
         kept: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Self, CacheError> {
-        if let Some(kind) = [plan.keys, plan.values].into_iter().find(|kind| matches!(kind.form(), Form::Codes(_))) {
+        if let Some(kind) = [plan.keys, plan.values].into_iter().find(|kind| !matches!(kind.form(), Form::Float(_))) {
             return Err(CacheError::Kind { kind });
         }
         if plan.fix == Fix::Lowrank {

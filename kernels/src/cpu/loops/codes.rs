@@ -137,13 +137,21 @@ impl<'a> Blocks<'a> {
     /// Scales of a block.
     #[inline(always)]
     fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
-        self.seen(simd, block, widen(simd, &self.blocks[block].scales[self.start..self.end]))
+        let groups = &self.blocks[block];
+        // A turned value has one for all of its groups.
+        let scales = if groups.turned() { groups.scales } else { &groups.scales[self.start..self.end] };
+        self.seen(simd, block, widen(simd, scales))
     }
 
-    /// Minima of a block.
+    /// Minima of a block; those of turned values follow from their scales.
     #[inline(always)]
     fn mins<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
-        self.seen(simd, block, widen(simd, &self.blocks[block].mins[self.start..self.end]))
+        let groups = &self.blocks[block];
+        if groups.turned() {
+            let (lowest, [low, high]) = (simd.splat(-groups.middle()), self.scales(simd, block));
+            return [simd.mul(low, lowest), simd.mul(high, lowest)];
+        }
+        self.seen(simd, block, widen(simd, &groups.mins[self.start..self.end]))
     }
 
     /// Zeros where a token does not count: what it has may be anything.
