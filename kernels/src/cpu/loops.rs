@@ -12,6 +12,7 @@ use std::ops::Range;
 use thinkey_core::{
     BLOCK, Error, Loops,
     attend::{KeyLanes, TILE_BLOCKS, ValueRows},
+    quant::Groups,
     storage::{Element, FloatKind, Form},
 };
 
@@ -121,13 +122,8 @@ impl Loops for SimdLoops {
         mixed: &mut [f32],
     ) -> Result<(), Error> {
         let Some((first, _)) = values.first() else { return Ok(()) };
-        let (kind, head_dim, count) = (first.kind, first.head_dim, values.len());
-        let parts = |values: &ValueRows<'_>| match kind.form() {
-            Form::Codes(kind) => Ok(Some(kind.parts(values.bytes, BLOCK * head_dim.div_ceil(codes::GROUP))?)),
-            Form::Turned(kind) => Ok(Some(kind.turned_parts(values.bytes, head_dim)?)),
-            Form::Float(_) => Ok::<_, Error>(None),
-        };
-        let Some(groups) = parts(first)? else {
+        let (head_dim, count) = (first.head_dim, values.len());
+        let Some(groups) = value_groups(first)? else {
             for (index, (values, lanes)) in values.iter().enumerate() {
                 need("weights", index * BLOCK, weights.len())?;
                 self.mix_values(*values, lanes.clone(), &weights[index * BLOCK..], weight_stride, group, mixed)?;
@@ -145,7 +141,7 @@ impl Loops for SimdLoops {
             }
             need("channels of values", head_dim, values.head_dim)?;
             need("weights", rows(group, weight_stride, index * BLOCK + lanes.end), weights.len())?;
-            (tile[index], ahead[index]) = (parts(values)?.unwrap_or(groups), values.ahead);
+            (tile[index], ahead[index]) = (value_groups(values)?.unwrap_or(groups), values.ahead);
             tokens[index] = lanes.start.min(lanes.end)..lanes.end;
         }
         let (values, ahead, lanes) = (&tile[..count], &ahead[..count], &tokens[..count]);
@@ -170,6 +166,15 @@ impl Loops for SimdLoops {
     #[inline]
     fn exponentials(&self, x: &mut [f32], shift: f32) -> f32 {
         self.0.dispatch(Exponentials { x, shift })
+    }
+}
+
+/// The parts of a value block; none where its numbers are floats.
+fn value_groups<'a>(values: &ValueRows<'a>) -> Result<Option<Groups<'a>>, Error> {
+    match values.kind.form() {
+        Form::Codes(kind) => kind.parts(values.bytes, BLOCK * values.head_dim.div_ceil(codes::GROUP)).map(Some),
+        Form::Turned(kind) => kind.turned_parts(values.bytes, values.head_dim).map(Some),
+        Form::Float(_) => Ok(None),
     }
 }
 
