@@ -15,6 +15,7 @@ use std::io::Write;
 use thinkey::{
     bench::{self, BenchOptions, BenchStep, DecodeRow, PrefillRow, Spread},
     engine::{self, Device, Engine},
+    machine::Machine,
     model::{
         Profile,
         transformer::{RECENT, WINDOW},
@@ -213,9 +214,8 @@ impl Series {
     }
 }
 
-/// What the processor calls itself.
+/// What the processor or the board calls itself.
 fn machine() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
+    let machine = Machine::read();
+    machine.processor.or(machine.board)
 }

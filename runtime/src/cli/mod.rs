@@ -6,6 +6,7 @@ mod budget;
 mod calibrate;
 mod chat;
 mod demo;
+mod doctor;
 mod error;
 mod eval;
 mod generate;
@@ -50,6 +51,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Measure once how many channels each head of a model is worth
     Calibrate(calibrate::Arguments),
+    /// Show what this machine has, what would run on it and, where CUDA cannot be used, why
+    Doctor(doctor::Arguments),
     /// Show what a model is, and the bytes of its cache, whole and thin
     Inspect(inspect::Arguments),
 }
@@ -69,6 +72,7 @@ pub fn run() -> Result<ExitCode, CliError> {
         Some(Command::Eval(arguments)) => eval::run(&arguments).map(done),
         Some(Command::Plan(arguments)) => plan::run(&arguments).map(done),
         Some(Command::Calibrate(arguments)) => calibrate::run(&arguments).map(done),
+        Some(Command::Doctor(arguments)) => doctor::run(&arguments).map(done),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments).map(done),
     }
 }

@@ -33,6 +33,34 @@ pub enum Device {
     Cuda,
 }
 
+impl Device {
+    /// Every device that there can be.
+    pub const ALL: [Self; 2] = [Self::Ndarray, Self::Cuda];
+
+    /// Whether a model can be computed there by this program on this machine.
+    ///
+    /// # Errors
+    /// [`DeviceError`] with what is missing first, and what to do about it.
+    pub fn check(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Ndarray => level().map(|_| ()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda => Ok(thinkey_kernels::cuda::probe()?),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda => Err(DeviceError::NotBuilt),
+        }
+    }
+
+    /// How a model is computed there, in a line for people.
+    #[must_use]
+    pub const fn computes(self) -> &'static str {
+        match self {
+            Self::Ndarray => "quantised weights as they are in their file, the thin cache in every storage",
+            Self::Cuda => "plain tensor operations: weights dequantised, the thin cache in floats",
+        }
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -100,20 +128,42 @@ impl SessionOptions {
     }
 }
 
-/// Why a device cannot be used.
+/// Why a device cannot be used. Shown with what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}; {}", self.reason(), self.remedy())]
 #[non_exhaustive]
 pub enum DeviceError {
     /// The program was built without it.
-    #[error("this program is built without CUDA; build it with `--features cuda`, or use --device ndarray")]
     NotBuilt,
     /// The processor has not the instructions that it was told to compute with.
-    #[error("{0}; set {ISA} to one of them, or not at all")]
     Isa(#[from] NoLevel),
     /// CUDA is not to be had.
     #[cfg(feature = "cuda")]
-    #[error(transparent)]
     Cuda(#[from] thinkey_kernels::cuda::CudaError),
+}
+
+impl DeviceError {
+    /// What is wrong.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::NotBuilt => "this program is built without CUDA".to_owned(),
+            Self::Isa(error) => error.to_string(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(error) => error.reason(),
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::NotBuilt => "build it with `--features cuda`, or use --device ndarray".to_owned(),
+            Self::Isa(_) => format!("set {ISA} to one of them, or not at all"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(error) => error.remedy().to_owned(),
+        }
+    }
 }
 
 /// Names the instruction set that the processor computes with, in place of its best: `portable`, `avx2`, `avx2-vnni`, `avx512`,
@@ -195,7 +245,9 @@ impl Engine {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda => {
-                thinkey_kernels::cuda::probe().map_err(DeviceError::from)?;
+                Device::Cuda.check()?;
+                // Before a device is opened. Where it cannot be done, cubecl's own choice serves.
+                let _ = thinkey_kernels::cuda::allocate_synchronously();
                 let ops = Cuda::new(thinkey_kernels::cuda::Device::default());
                 Ok(Self(Backend::Cuda(Box::new(Model::load(checkpoint, ops, progress)?))))
             }

@@ -4,6 +4,7 @@
 mod bad_files;
 mod chat;
 mod command;
+mod doctor;
 mod eval;
 mod fixture;
 mod generate;
