@@ -18,6 +18,7 @@
 //! | [`fixed`] | a head's cache on a fixed-size arena |
 //! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
 //! | [`policy`] | what a cache does, as one value, one line or a file |
+//! | [`trace`] | what a model's heads were given and what the cache made of it, to be replayed and compared |
 //! | [`value`] | which value channels to keep |
 //! | [`link`] | what a device and its host say to each other, and both their loops |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
@@ -52,6 +53,7 @@ pub mod shape;
 pub mod span;
 pub mod storage;
 pub mod token;
+pub mod trace;
 pub mod value;
 pub mod wire;
 
