@@ -18,7 +18,9 @@
 //! | [`fixed`] | a head's cache on a fixed-size arena |
 //! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
 //! | [`policy`] | what a cache does, as one value, one line or a file |
+//! | [`trace`] | what a model's heads were given and what the cache made of it, to be replayed and compared |
 //! | [`value`] | which value channels to keep |
+//! | [`link`] | what a device and its host say to each other, and both their loops |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
 //!
 //! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
@@ -42,6 +44,7 @@ pub mod channel;
 pub mod error;
 pub mod fixed;
 pub mod layout;
+pub mod link;
 pub mod mass;
 pub mod plan;
 pub mod policy;
@@ -50,6 +53,7 @@ pub mod shape;
 pub mod span;
 pub mod storage;
 pub mod token;
+pub mod trace;
 pub mod value;
 pub mod wire;
 

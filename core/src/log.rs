@@ -59,5 +59,11 @@ const _: () = {
     logged::<token::snapkv::SnapKv>();
     logged::<token::window::Window>();
     logged::<TokenRows<'_>>();
+    logged::<trace::Difference>();
+    logged::<trace::Needs>();
+    logged::<trace::Record<'_>>();
+    logged::<trace::Replayed>();
+    logged::<trace::TraceError>();
+    logged::<trace::TraceHeader<'_>>();
     logged::<wire::CacheHeader>();
 };

@@ -11,9 +11,9 @@
 
 use crate::{CachePlan, Error, Lambda, StorageKind, policy::Fix};
 use crc::{CRC_32_ISO_HDLC, Crc};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+pub(crate) const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Version of the format of [`CacheHeader`].
 pub const VERSION: u16 = 3;
@@ -40,11 +40,11 @@ pub fn encoded_len<T: Serialize>(value: &T) -> Result<usize, Error> {
     Ok(body.map_err(|_| Error::Frame)? + size_of::<u32>())
 }
 
-/// Decodes a frame that is exactly one `T`.
+/// Decodes a frame that is exactly one `T`, which may borrow from it.
 ///
 /// # Errors
 /// [`Error::Frame`] where the frame is damaged, cut off, followed by other bytes or no valid `T`.
-pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, Error> {
+pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Error> {
     // postcard reads past a checksum without complaint: the rest must be empty.
     match postcard::take_from_bytes_crc32(frame, CRC.digest()) {
         Ok((value, [])) => Ok(value),

@@ -1,10 +1,22 @@
 //! The command line: one file a command.
 
 mod log;
+mod sim;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::{io, path::PathBuf};
-use thinkey_firmware_host::log::LogError;
+use thinkey::{
+    model::ModelError,
+    policy::{CalibrationError, DesignError},
+    text::TextError,
+    weights::WeightsError,
+};
+use thinkey_firmware_host::{
+    log::LogError,
+    sim::SimError,
+    trace::{Differs, TraceFileError},
+};
 
 /// The host's side of a thinkey device.
 #[derive(Parser)]
@@ -18,6 +30,11 @@ struct Arguments {
 enum Command {
     /// Show what a device logs, one line a record
     Log(log::Arguments),
+    /// Run a scenario on a board that is not there
+    Sim(sim::Arguments),
+    /// Record what a model's heads are given, or replay it without the model
+    #[command(subcommand)]
+    Trace(trace::Command),
 }
 
 /// What ends a command: one line, with the cause and what to do.
@@ -39,9 +56,54 @@ pub enum CliError {
         /// Why.
         cause: io::Error,
     },
+    /// A file that is to be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
     /// The output is closed.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
+    /// A scenario that cannot be run.
+    #[error(transparent)]
+    Sim(#[from] SimError),
+    /// A scenario in which something did not come out as expected.
+    #[error("{unmet} of {all} expectations are not met")]
+    Unmet {
+        /// How many did not.
+        unmet: usize,
+        /// How many there are.
+        all: usize,
+    },
+    /// A model's file.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A model's calibration.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    /// A model's tokenizer.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A model that cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A policy that the model cannot have.
+    #[error(transparent)]
+    Design(#[from] DesignError),
+    /// A trace that cannot be recorded or replayed.
+    #[error(transparent)]
+    Trace(#[from] TraceFileError),
+    /// A trace that came out otherwise.
+    #[error("{}: not as recorded: {found}", path.display())]
+    Differs {
+        /// The trace.
+        path: PathBuf,
+        /// What differs.
+        found: Box<Differs>,
+    },
 }
 
 /// Parses the arguments and runs the command.
@@ -51,5 +113,7 @@ pub enum CliError {
 pub fn run() -> Result<(), CliError> {
     match Arguments::parse().command {
         Command::Log(arguments) => log::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
+        Command::Trace(command) => trace::run(&command),
     }
 }

@@ -134,7 +134,13 @@ impl<'a> Planner<'a> {
     /// A planner for the model of `checkpoint`, of which nothing but the header is read, and its calibration.
     #[must_use]
     pub fn new(checkpoint: &'a Checkpoint, calibration: Option<&'a Calibration>) -> Self {
-        Self { config: checkpoint.config(), weights: WeightBytes::of(checkpoint), calibration }
+        Self::of(checkpoint.config(), WeightBytes::of(checkpoint), calibration)
+    }
+
+    /// A planner for a model of which the shape is known, and the bytes of its weights.
+    #[must_use]
+    pub const fn of(config: &'a ModelConfig, weights: WeightBytes, calibration: Option<&'a Calibration>) -> Self {
+        Self { config, weights, calibration }
     }
 
     /// What `policy` comes to for the model.
@@ -149,6 +155,12 @@ impl<'a> Planner<'a> {
     #[must_use]
     pub fn config(&self) -> &'a ModelConfig {
         self.config
+    }
+
+    /// Bytes of the model's weights.
+    #[must_use]
+    pub const fn weights(&self) -> &WeightBytes {
+        &self.weights
     }
 
     /// The memory that `workload` takes.

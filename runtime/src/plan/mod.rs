@@ -32,5 +32,8 @@
 
 mod fit;
 mod memory;
+mod shape;
+mod traffic;
 
 pub use memory::{MemoryPlan, Planner, WeightBytes, Workload};
+pub use shape::{ModelShape, ShapeError};

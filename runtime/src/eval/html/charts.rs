@@ -21,17 +21,24 @@ const BLUE: RGBColor = RGBColor(31, 90, 160);
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A measured point.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Point {
+    /// Along the first axis.
     pub x: f64,
+    /// Along the second.
     pub y: f64,
     /// Standard error of y.
     pub error: Option<f64>,
+    /// What stands beside it.
     pub label: String,
 }
 
 /// Points that belong together, by rising x.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Line {
+    /// What the legend calls it.
     pub name: String,
+    /// Its points.
     pub points: Vec<Point>,
 }
 
@@ -139,7 +146,10 @@ fn front(points: &[Point]) -> Vec<&Point> {
     sorted
 }
 
-/// Lines with error bars; `base` is drawn across.
+/// Lines with error bars, as SVG; `base` is drawn across.
+///
+/// # Errors
+/// [`EvalError::Plot`] where a plot cannot be drawn.
 pub fn lines(axes: [&str; 2], base: Option<f64>, lines: &[Line]) -> Result<String, EvalError> {
     draw((760, 420), |area| {
         let points = || lines.iter().flat_map(|line| &line.points);

@@ -10,8 +10,9 @@ use super::{
     retrieval::RetrievalReport,
     stats::Estimate,
 };
-use charts::{Bars, Heat, Line, Point};
-use page::Page;
+use charts::{Bars, Heat};
+pub use charts::{Line, Point, lines};
+pub use page::Page;
 use thinkey_core::{
     Lambda,
     policy::{Choice, Policy},

@@ -7,6 +7,7 @@ const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem a
     td.text,th.text{text-align:left}figure{margin:2rem 0}figcaption{color:#555}svg{max-width:100%;height:auto}";
 
 /// A page that grows downwards.
+#[derive(Clone, Debug)]
 pub struct Page {
     html: String,
 }
@@ -18,6 +19,7 @@ fn escape(text: &str) -> String {
 
 impl Page {
     /// A page with a heading.
+    #[must_use]
     pub fn new(title: &str) -> Self {
         let title = escape(title);
         Self {
@@ -58,6 +60,7 @@ impl Page {
     }
 
     /// The whole page.
+    #[must_use]
     pub fn finish(mut self) -> String {
         self.push(&["</body>\n</html>\n"]);
         self.html
