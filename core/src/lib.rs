@@ -19,6 +19,7 @@
 //! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
 //! | [`policy`] | what a cache does, as one value, one line or a file |
 //! | [`value`] | which value channels to keep |
+//! | [`link`] | what a device and its host say to each other, and both their loops |
 //! | [`wire`] | masks, layouts and headers as checked postcard frames |
 //!
 //! Vocabulary: `head_dim` D, `kept` T (channels kept), `lambda` λ (share of channels pruned), `group` G (query
@@ -42,6 +43,7 @@ pub mod channel;
 pub mod error;
 pub mod fixed;
 pub mod layout;
+pub mod link;
 pub mod mass;
 pub mod plan;
 pub mod policy;

@@ -1,6 +1,7 @@
 //! Byte-exact size of a whole model's cache, known before anything is allocated.
 
 use crate::{BLOCK, Error, HeadLayout, Lambda, Masks, Retention, StorageKind, policy::Fix, token::Eviction};
+use serde::{Deserialize, Serialize};
 
 /// The shape of a model's thin cache: every layer has the same KV heads; each head keeps its own number of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub struct CachePlan {
 }
 
 /// Bytes of a cache by part. They are what is allocated, alignment included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct CacheBytes {
     /// Thin keys of the prefix.

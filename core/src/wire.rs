@@ -13,7 +13,7 @@ use crate::{CachePlan, Error, Lambda, StorageKind, policy::Fix};
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+pub(crate) const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Version of the format of [`CacheHeader`].
 pub const VERSION: u16 = 3;
