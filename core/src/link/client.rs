@@ -235,10 +235,11 @@ impl Client {
                 (self.asked, self.chunks, self.hello) = (0, 0, None);
                 on_event(Event::Restarted);
             }
-            Greeting::Rejected { version, client } if client == self.client && !self.is_connected() => {
-                if !core::mem::replace(&mut self.rejected, true) {
-                    on_event(Event::Version { device: version });
-                }
+            // Told once.
+            Greeting::Rejected { version, client }
+                if client == self.client && !self.is_connected() && !core::mem::replace(&mut self.rejected, true) =>
+            {
+                on_event(Event::Version { device: version });
             }
             _ => {}
         }
@@ -254,11 +255,9 @@ impl Client {
                 self.chunks = bytes;
             }
             ToHost::Chunk { bytes } => self.chunks = self.chunks.saturating_sub(bytes.len() as u32),
-            ToHost::Failed { request: None, .. } => {
-                // Also says that a snapshot under way ends early.
-                if core::mem::take(&mut self.chunks) == 0 {
-                    self.asked = self.asked.saturating_sub(1);
-                }
+            // Also says that a snapshot under way ends early.
+            ToHost::Failed { request: None, .. } if core::mem::take(&mut self.chunks) == 0 => {
+                self.asked = self.asked.saturating_sub(1);
             }
             ToHost::Stats(_) | ToHost::Health(_) | ToHost::Restored { .. } => self.asked = self.asked.saturating_sub(1),
             _ => {}

@@ -439,9 +439,11 @@ impl<E: Engine> Device<E> {
         let refused = if known || self.waiting.iter().any(|waiting| waiting.request == request) {
             Failure::new(Code::Protocol, "a request under way has the same number")
         } else {
-            match Waiting::new(request, start).map(|waiting| self.waiting.push_back(waiting)) {
-                Ok(Ok(())) => return,
-                Ok(Err(_)) => Failure::new(Code::Busy, "as many requests wait as can; ask again when one has ended"),
+            match Waiting::new(request, start) {
+                Ok(waiting) => match self.waiting.push_back(waiting) {
+                    Ok(()) => return,
+                    Err(_) => Failure::new(Code::Busy, "as many requests wait as can; ask again when one has ended"),
+                },
                 Err(failure) => failure,
             }
         };
