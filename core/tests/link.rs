@@ -477,7 +477,9 @@ fn refusals_have_codes() {
     world.client.start(&start(0, 1, "bad")).unwrap();
     assert_eq!(hear(&mut world, 5), ["Some(0) Policy"]);
     // One waits for its prompt, four for their turn; the sixth is one too many.
-    (0..6).for_each(|_| drop(world.client.start(&start(9, 1, "")).unwrap()));
+    for _ in 0..6 {
+        world.client.start(&start(9, 1, "")).unwrap();
+    }
     let heard = hear(&mut world, 5);
     assert_eq!(heard, ["Some(5) Busy", "message"]);
     world.client.save().unwrap();

@@ -39,7 +39,7 @@ mod tests {
             let mut turned = numbers.to_vec();
             turn(&mut turned);
             for (i, &x) in turned.iter().enumerate() {
-                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let sum: f64 = numbers.iter().enumerate().map(|(j, &y)| sign(j) * f64::from(y)).sum();
                 prop_assert!((f64::from(x) - sum / (numbers.len() as f64).sqrt()).abs() < 1e-4);
             }
