@@ -4,6 +4,11 @@
 //! more of it. Attention mixes turned values as it mixes others, and the mix is turned back once: the transform is
 //! orthogonal and its own inverse (QuaRot, [arXiv 2404.00456](https://arxiv.org/abs/2404.00456), turns a model's weights
 //! for the same end).
+//!
+//! In a simulation on SmolLM2-135M (numpy, news, 2 windows of 2,048 + 256 tokens, keys whole) two turned bits diverge by 0.0099
+//! nats from the whole cache, and by twice as much with the scale of least squares. Not better: values turned by their own
+//! principal components in the metric of the output projection (0.019), of those the first 32 only (0.36), or 16 in four
+//! bits and 32 in two (0.14). Codes of -1, 0 and 1 in 1.88 bits: 0.018.
 
 /// Turns the numbers, a power of two of them, in place, by the normalised Walsh-Hadamard matrix; twice is not at all.
 ///
