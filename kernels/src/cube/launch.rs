@@ -1,0 +1,333 @@
+//! Launches: how kernels are called, and with what tables. Nothing here waits for the device.
+
+use super::{
+    append, attention, flush,
+    layout::{Shape, head, row, step},
+    merge, score, select,
+};
+use cubecl::{prelude::*, server::Handle};
+use thinkey_core::{Admission, BLOCK, HeadLayout, Span};
+
+/// Numbers on the device.
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers {
+    pub(crate) handle: Handle,
+    pub(crate) len: usize,
+}
+
+impl Numbers {
+    /// Room for `len` numbers of 32 bits.
+    pub(crate) fn empty<R: Runtime>(client: &ComputeClient<R>, len: usize) -> Self {
+        Self { handle: client.empty(len.max(1) * 4), len }
+    }
+
+    /// A table of the host.
+    pub(crate) fn of<R: Runtime>(client: &ComputeClient<R>, table: &[u32]) -> Self {
+        // A buffer has at least one number.
+        let table = if table.is_empty() { &[0] } else { table };
+        Self { handle: client.create_from_slice(bytemuck::cast_slice(table)), len: table.len() }
+    }
+
+    fn arg<R: Runtime>(&self) -> ArrayArg<R> {
+        // SAFETY: the handle was made with room for as many numbers, or is that of a contiguous tensor of as many.
+        unsafe { ArrayArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+}
+
+/// The caches of a layer: the bytes of all heads, one after the other, where they lie, and which channels they keep.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) arena: Numbers,
+    pub(crate) heads: Numbers,
+    /// `[slot][head][D]`.
+    pub(crate) channels: Numbers,
+    /// Cached heads.
+    pub(crate) count: usize,
+    pub(crate) shape: Shape,
+}
+
+/// The entry of a head that begins at byte `start` of its layer.
+pub(crate) fn head_entry(layout: &HeadLayout, start: usize) -> [u32; head::FIELDS] {
+    let words = |bytes: usize| u32::try_from(bytes / 4).expect("a layer is below 16 GiB");
+    let slot = layout.ring_keys(0).start;
+    let slot_bytes = layout.ranks(0).end - slot;
+    let mut entry = [0; head::FIELDS];
+    entry[head::KEPT] = u32::from(layout.kept);
+    entry[head::KEYS] = words(start + layout.key_block(0).start);
+    entry[head::KEY_BLOCK] = words(layout.key_block_bytes());
+    entry[head::VALUES] = words(start + layout.value_block(0).start);
+    entry[head::VALUE_BLOCK] = words(layout.value_block_bytes());
+    entry[head::SLOT] = words(start + slot);
+    entry[head::SLOT_WORDS] = words(slot_bytes);
+    entry[head::RING_VALUES] = words(layout.ring_values(0).start - slot);
+    entry[head::ENERGY] = words(layout.energy(0).start - slot);
+    entry[head::SINK_KEYS] = words(layout.sink_keys(0).start - slot);
+    entry[head::SINK_VALUES] = words(layout.sink_values(0).start - slot);
+    entry[head::CORRECTION] = words(layout.correction(0).start - slot);
+    entry
+}
+
+/// The entry of a row of the sequence of `slot`, which holds `span`; of the tokens that are no sinks it sees the newest
+/// `window`. Its page table begins at `pages`.
+pub(crate) fn row_entry(slot: usize, span: Span, window: usize, pages: usize) -> [u32; row::FIELDS] {
+    let mut entry = [0; row::FIELDS];
+    entry[row::SLOT] = slot as u32;
+    entry[row::SINKS] = span.sinks;
+    entry[row::BLOCKS] = span.blocks;
+    entry[row::UNSEEN] = span.hidden + span.run().saturating_sub(window).min(span.prefix()) as u32;
+    entry[row::RECENT] = span.recent;
+    entry[row::SEEN] = span.recent.saturating_sub(u32::try_from(window).unwrap_or(u32::MAX));
+    entry[row::PAGES] = pages as u32;
+    entry
+}
+
+/// What a step does beside what its admission says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Doing {
+    /// Slot of the sequence.
+    pub(crate) slot: usize,
+    /// Row of its first new token.
+    pub(crate) row: usize,
+    /// Where the page table after it begins.
+    pub(crate) pages: usize,
+    /// Newest rows whose queries count.
+    pub(crate) counted: usize,
+    /// Whether the energies of before are forgotten.
+    pub(crate) forgets: bool,
+    /// Whether channels are chosen.
+    pub(crate) chooses: bool,
+    /// Query rows of each query head in the energies.
+    pub(crate) scored: usize,
+    /// Every so many keys count.
+    pub(crate) every: usize,
+}
+
+/// The steps of a batch, which all layers go through.
+#[derive(Clone, Debug)]
+pub(crate) struct Steps {
+    pub(crate) entries: Numbers,
+    pub(crate) count: usize,
+    /// Most blocks that one of them writes.
+    pub(crate) blocks: usize,
+    /// Most chunks of tokens that score.
+    pub(crate) chunks: usize,
+    pub(crate) counts: bool,
+}
+
+impl Steps {
+    /// The table of `steps`.
+    pub(crate) fn new<R: Runtime>(client: &ComputeClient<R>, steps: &[(Admission, Doing)]) -> Self {
+        let (mut table, mut blocks, mut chunks, mut counts) = (Vec::new(), 0, 0, false);
+        for (admission, doing) in steps {
+            let Admission { before, after, new, sunk, thinned, dropped, .. } = *admission;
+            let written = admission.new_blocks();
+            let mut entry = [0; step::FIELDS];
+            entry[step::SLOT] = doing.slot as u32;
+            entry[step::ROW] = doing.row as u32;
+            entry[step::NEW] = new as u32;
+            entry[step::HELD] = before.recent;
+            entry[step::THINNED] = thinned as u32;
+            entry[step::SUNK] = sunk as u32;
+            entry[step::SINKS] = before.sinks;
+            entry[step::RECENT] = after.recent;
+            entry[step::PAGES] = doing.pages as u32;
+            entry[step::FIRST] = written.start as u32;
+            entry[step::BLOCKS] = written.len() as u32;
+            entry[step::SKIPPED] = (written.start + dropped).saturating_sub(before.blocks as usize) as u32;
+            entry[step::COUNTED] = doing.counted as u32;
+            entry[step::FORGETS] = u32::from(doing.forgets);
+            entry[step::CHOOSES] = u32::from(doing.chooses);
+            entry[step::SCORED] = doing.scored as u32;
+            entry[step::EVERY] = doing.every.max(1) as u32;
+            table.extend(entry);
+            blocks = blocks.max(written.len());
+            counts |= doing.counted > 0;
+            if doing.chooses {
+                let tokens = (before.recent as usize + new).div_ceil(doing.every.max(1));
+                chunks = chunks.max(tokens.div_ceil(score::CHUNK));
+            }
+        }
+        Self { entries: Numbers::of(client, &table), count: steps.len(), blocks, chunks, counts }
+    }
+}
+
+fn cubes(x: usize, y: usize, z: usize) -> CubeCount {
+    CubeCount::Static(x as u32, y as u32, z as u32)
+}
+
+/// The width of planes, or 1 where it is not known or our cubes are no whole number of them.
+pub(crate) fn plane<R: Runtime>(client: &ComputeClient<R>) -> usize {
+    let hardware = &client.properties().hardware;
+    let (least, most) = (hardware.plane_size_min as usize, hardware.plane_size_max as usize);
+    if least == most && most > 0 && attention::UNITS.is_multiple_of(most) { most } else { 1 }
+}
+
+impl Layer {
+    /// Counts the queries of `steps` and, where one chooses, lists its channels. 1 launch, or 3.
+    pub(crate) fn choose<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        steps: &Steps,
+        fused: &Numbers,
+        (l1, by_queries): (bool, bool),
+    ) {
+        let Self { arena, heads, channels, count, shape } = self;
+        let (units, dim) = (CubeDim::new_1d(score::UNITS as u32), shape.dim);
+        if steps.counts {
+            // SAFETY: tables name places in the layer's buffer, which core's layouts keep apart, and rows of `fused`.
+            unsafe {
+                score::query_energies::launch_unchecked(
+                    client,
+                    cubes(*count, steps.count, 1),
+                    units,
+                    arena.arg(),
+                    heads.arg(),
+                    steps.entries.arg(),
+                    fused.arg::<R>(),
+                    *shape,
+                );
+            }
+        }
+        if steps.chunks == 0 {
+            return;
+        }
+        let sums = Numbers::empty(client, steps.count * count * steps.chunks * dim);
+        // SAFETY: as above; `sums` has room for every chunk, and those that a step does not have are zeros to it, since it
+        // has fewer tokens than begin there.
+        unsafe {
+            score::key_energies::launch_unchecked(
+                client,
+                cubes(steps.chunks, *count, steps.count),
+                units,
+                arena.arg(),
+                heads.arg(),
+                steps.entries.arg(),
+                fused.arg(),
+                sums.arg::<R>(),
+                *shape,
+                l1,
+            );
+            select::select_channels::launch_unchecked(
+                client,
+                cubes(*count, steps.count, 1),
+                units,
+                arena.arg(),
+                heads.arg(),
+                steps.entries.arg(),
+                sums.arg(),
+                channels.arg::<R>(),
+                steps.chunks as u32,
+                *shape,
+                by_queries,
+            );
+        }
+    }
+
+    /// Stores the tokens of `steps`: thins what leaves the ring, then appends what is new. 1 launch, or 2.
+    pub(crate) fn store<R: Runtime>(&self, client: &ComputeClient<R>, steps: &Steps, pages: &Numbers, fused: &Numbers) {
+        let Self { arena, heads, channels, count, shape } = self;
+        if steps.blocks > 0 {
+            // SAFETY: a page belongs to one block of one sequence, so cubes write to words of their own.
+            unsafe {
+                flush::flush::launch_unchecked(
+                    client,
+                    cubes(steps.blocks, *count, steps.count),
+                    CubeDim::new_1d(flush::UNITS as u32),
+                    arena.arg(),
+                    heads.arg(),
+                    steps.entries.arg(),
+                    pages.arg(),
+                    channels.arg(),
+                    fused.arg::<R>(),
+                    *shape,
+                );
+            }
+        }
+        // SAFETY: a slot belongs to one step.
+        unsafe {
+            append::append::launch_unchecked(
+                client,
+                cubes(*count, steps.count, 1),
+                CubeDim::new_1d(append::UNITS as u32),
+                arena.arg(),
+                heads.arg(),
+                steps.entries.arg(),
+                fused.arg::<R>(),
+                *shape,
+            );
+        }
+    }
+
+    /// The attention of `rows` rows, whose entries are `entries` and which see up to `blocks` blocks each: the output,
+    /// `[rows][query heads · D]`, into `out`, and its ends, see [`merge`](merge::merge). 3 launches.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn attend<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        (entries, rows, blocks): (&Numbers, usize, usize),
+        pages: &Numbers,
+        fused: &Numbers,
+        out: &Numbers,
+    ) -> Numbers {
+        let Self { arena, heads, channels, count, shape } = self;
+        let units = CubeDim::new_1d(attention::UNITS as u32);
+        let queries = Numbers::empty(client, rows * count * shape.queries());
+        let shares = shares(rows * count, blocks);
+        let partials = Numbers::empty(client, rows * count * shares * shape.group * (shape.dim + 2));
+        let query_heads = count * shape.group;
+        let ends = Numbers::empty(client, rows * query_heads * 2);
+        // SAFETY: entries name slots, and pages of the layer's buffer; every cube writes to words of its own.
+        unsafe {
+            attention::thin_queries::launch_unchecked(
+                client,
+                cubes(*count, rows, 1),
+                units,
+                arena.arg(),
+                heads.arg(),
+                entries.arg(),
+                channels.arg(),
+                fused.arg(),
+                queries.arg::<R>(),
+                1.0 / (shape.dim as f32).sqrt(),
+                *shape,
+            );
+            attention::attend::launch_unchecked(
+                client,
+                cubes(shares, *count, rows),
+                units,
+                arena.arg(),
+                heads.arg(),
+                entries.arg(),
+                pages.arg(),
+                queries.arg(),
+                partials.arg::<R>(),
+                *shape,
+                plane(client),
+            );
+            merge::merge::launch_unchecked(
+                client,
+                cubes(query_heads, rows, 1),
+                units,
+                partials.arg(),
+                out.arg(),
+                ends.arg::<R>(),
+                shares as u32,
+                shape.dim,
+                shape.group,
+            );
+        }
+        ends
+    }
+}
+
+/// Into how many shares the tokens of each of `heads` heads are split, of up to `blocks` blocks: enough cubes to fill a
+/// large device, of a tile at least each.
+fn shares(heads: usize, blocks: usize) -> usize {
+    const CUBES: usize = 512;
+    CUBES.div_ceil(heads.max(1)).min(blocks.div_ceil(attention::TILE)).max(1)
+}
+
+/// Blocks that a row of `span` sees at most: of its prefix and of whole tokens.
+pub(crate) const fn blocks(span: &Span) -> usize {
+    span.blocks as usize + (span.sinks as usize).div_ceil(BLOCK) + (span.recent as usize).div_ceil(BLOCK)
+}

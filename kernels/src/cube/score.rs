@@ -1,0 +1,107 @@
+//! The energies that score channels, by one streaming reduction over the whole tokens of a step.
+
+use super::layout::{Shape, head, number, step};
+use cubecl::prelude::*;
+use thinkey_core::policy::Score;
+
+/// Units of a cube: one a channel, or every so many.
+pub(crate) const UNITS: usize = 128;
+
+/// Tokens whose squares are summed before those of others are added.
+pub(crate) const CHUNK: usize = 256;
+
+/// Adds the squares of a step's newest queries to the energies of its slot: one cube a head (x) and step (y).
+#[cube(launch_unchecked)]
+pub(crate) fn query_energies(
+    arena: &mut Array<u32>,
+    heads: &Array<u32>,
+    steps: &Array<u32>,
+    fused: &Array<f32>,
+    #[comptime] shape: Shape,
+) {
+    let dim = comptime!(shape.dim);
+    let table = CUBE_POS_X as usize * head::FIELDS;
+    let entry = CUBE_POS_Y as usize * step::FIELDS;
+    let counted = steps[entry + step::COUNTED] as usize;
+    if counted > 0 {
+        let slot = steps[entry + step::SLOT] as usize;
+        let energies = heads[table + head::SLOT] as usize
+            + slot * heads[table + head::SLOT_WORDS] as usize
+            + heads[table + head::ENERGY] as usize;
+        let first = steps[entry + step::ROW] as usize + steps[entry + step::NEW] as usize - counted;
+        for channel in range_stepped(UNIT_POS as usize, dim, UNITS) {
+            let mut sum = f32::new(0.0);
+            for row in first..first + counted {
+                let from = row * comptime!(shape.width) + CUBE_POS_X as usize * comptime!(shape.group * shape.dim) + channel;
+                for member in 0..comptime!(shape.group) {
+                    let q = fused[from + member * dim];
+                    sum += q * q;
+                }
+            }
+            if steps[entry + step::FORGETS] == 0 {
+                sum += f32::reinterpret(arena[energies + channel]);
+            }
+            arena[energies + channel] = u32::reinterpret(sum);
+        }
+    }
+}
+
+/// Sums what keys are scored by over chunks of a step's whole tokens, those of the ring and then the new ones: one cube a
+/// chunk (x), head (y) and step (z). `sums` is `[step][head][chunk][D]`.
+#[cube(launch_unchecked)]
+pub(crate) fn key_energies(
+    arena: &Array<u32>,
+    heads: &Array<u32>,
+    steps: &Array<u32>,
+    fused: &Array<f32>,
+    sums: &mut Array<f32>,
+    #[comptime] shape: Shape,
+    #[comptime] l1: bool,
+) {
+    let dim = comptime!(shape.dim);
+    let table = CUBE_POS_Y as usize * head::FIELDS;
+    let entry = CUBE_POS_Z as usize * step::FIELDS;
+    if steps[entry + step::CHOOSES] > 0 {
+        let slot = steps[entry + step::SLOT] as usize;
+        let held = steps[entry + step::HELD] as usize;
+        let every = steps[entry + step::EVERY] as usize;
+        let total = (held + steps[entry + step::NEW] as usize).div_ceil(every);
+        let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
+        let from = steps[entry + step::ROW] as usize * comptime!(shape.width)
+            + comptime!(shape.keys_at)
+            + CUBE_POS_Y as usize / comptime!(shape.copies) * dim;
+        let first = CUBE_POS_X as usize * CHUNK;
+        let end = min(first + CHUNK, total);
+        let to = ((CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize
+            + CUBE_POS_X as usize)
+            * dim;
+        for channel in range_stepped(UNIT_POS as usize, dim, UNITS) {
+            let mut sum = f32::new(0.0);
+            for index in first..end {
+                let token = index * every;
+                let mut x = f32::new(0.0);
+                if token < held {
+                    x = number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()));
+                } else {
+                    x = fused[from + (token - held) * comptime!(shape.width) + channel];
+                }
+                if comptime!(l1) {
+                    sum += x.abs();
+                } else {
+                    sum += x * x;
+                }
+            }
+            sums[to + channel] = sum;
+        }
+    }
+}
+
+/// Whether a score goes by sums of absolute keys, and whether by queries; `None` where the device has it not.
+pub(crate) fn by(score: Score) -> Option<(bool, bool)> {
+    match score {
+        Score::Query | Score::Sample { .. } => Some((false, true)),
+        Score::L1 => Some((true, false)),
+        Score::L2 => Some((false, false)),
+        _ => None,
+    }
+}
