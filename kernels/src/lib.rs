@@ -5,6 +5,8 @@
 #![deny(missing_docs)]
 
 pub mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod format;

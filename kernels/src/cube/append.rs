@@ -28,15 +28,38 @@ pub(crate) fn append(
     let sinks = steps[entry + step::SINKS] as usize;
     let after = steps[entry + step::RECENT] as usize;
     let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
-    let row = steps[entry + step::ROW] as usize * comptime!(shape.width) + CUBE_POS_X as usize / comptime!(shape.copies) * dim;
+    let row = steps[entry + step::ROW] as usize * comptime!(shape.width)
+        + CUBE_POS_X as usize / comptime!(shape.copies) * dim;
     let new_keys = row + comptime!(shape.keys_at);
     let new_values = row + comptime!(shape.values_at);
     let key_kind = comptime!(shape.keys.ring());
     let value_kind = comptime!(shape.values.ring());
 
     if sunk > 0 {
-        put_sinks(arena, fused, ring + heads[table + head::SINK_KEYS] as usize, new_keys, sinks, sunk, unit, shape, key_kind, true);
-        put_sinks(arena, fused, ring + heads[table + head::SINK_VALUES] as usize, new_values, sinks, sunk, unit, shape, value_kind, false);
+        put_sinks(
+            arena,
+            fused,
+            ring + heads[table + head::SINK_KEYS] as usize,
+            new_keys,
+            sinks,
+            sunk,
+            unit,
+            shape,
+            key_kind,
+            true,
+        );
+        put_sinks(
+            arena,
+            fused,
+            ring + heads[table + head::SINK_VALUES] as usize,
+            new_values,
+            sinks,
+            sunk,
+            unit,
+            shape,
+            value_kind,
+            false,
+        );
     }
 
     // Lanes before that stay as they are. A unit moves all lanes of a channel, from the front on, so it overwrites what it
@@ -70,12 +93,11 @@ pub(crate) fn append(
             #[unroll]
             for part in 0..channels {
                 let channel = pair * channels + part;
-                let mut x = f32::new(0.0);
-                if token < held {
-                    x = number(arena, values, token * dim + channel, value_kind);
+                let x = if token < held {
+                    number(arena, values, token * dim + channel, value_kind)
                 } else {
-                    x = fused[new_values + (token - held + sunk) * comptime!(shape.width) + channel];
-                }
+                    fused[new_values + (token - held + sunk) * comptime!(shape.width) + channel]
+                };
                 content |= stored(x, value_kind) << comptime!(16 * part as u32);
             }
             arena[values + lane * comptime!(shape.dim * value_kind.bytes() / 4) + pair] = content;
@@ -116,7 +138,8 @@ fn put_sinks(
                 if comptime!(a_word == 1) {
                     content = x;
                 } else {
-                    content = (content & comptime!(if part == 0 { 0xffff_0000u32 } else { 0x0000_ffffu32 })) | (x << comptime!(16 * part as u32));
+                    content = (content & comptime!(if part == 0 { 0xffff_0000u32 } else { 0x0000_ffffu32 }))
+                        | (x << comptime!(16 * part as u32));
                 }
             }
         }

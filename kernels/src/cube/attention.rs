@@ -40,8 +40,9 @@ pub(crate) fn thin_queries(
     let kept = heads[table + head::KEPT] as usize;
     let slot = rows[entry + row::SLOT] as usize;
     let own = (slot * CUBE_COUNT_X as usize + at) * dim;
-    let columns =
-        heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize + heads[table + head::CORRECTION] as usize;
+    let columns = heads[table + head::SLOT] as usize
+        + slot * heads[table + head::SLOT_WORDS] as usize
+        + heads[table + head::CORRECTION] as usize;
     let source = CUBE_POS_Y as usize * comptime!(shape.width) + at * comptime!(shape.group * shape.dim);
     let to = (CUBE_POS_Y as usize * CUBE_COUNT_X as usize + at) * comptime!(shape.queries());
     for index in range_stepped(UNIT_POS as usize, comptime!(shape.group * shape.dim), UNITS) {
@@ -283,7 +284,15 @@ pub(crate) fn attend(
                 visible = token < sinks;
                 if visible {
                     let keys = whole + heads[table + head::SINK_KEYS] as usize;
-                    whole_scores(arena, keys, token, comptime!(shape.sinks).runtime(), &shared_queries, &mut scores, shape);
+                    whole_scores(
+                        arena,
+                        keys,
+                        token,
+                        comptime!(shape.sinks).runtime(),
+                        &shared_queries,
+                        &mut scores,
+                        shape,
+                    );
                 }
             } else if index < before + thin {
                 let block = index - before + skipped;
@@ -299,7 +308,15 @@ pub(crate) fn attend(
                 let token = (index - before - thin + first_recent) * BLOCK + lane;
                 visible = token < recent && token >= seen;
                 if visible {
-                    whole_scores(arena, whole, token, comptime!(shape.stride).runtime(), &shared_queries, &mut scores, shape);
+                    whole_scores(
+                        arena,
+                        whole,
+                        token,
+                        comptime!(shape.stride).runtime(),
+                        &shared_queries,
+                        &mut scores,
+                        shape,
+                    );
                 }
             }
         }
@@ -351,17 +368,49 @@ pub(crate) fn attend(
                                 let first = index * BLOCK;
                                 let values = values + first * comptime!(shape.dim * shape.values.ring().bytes() / 4);
                                 let count = min(sinks - first, BLOCK);
-                                mix_whole(arena, values, 0, count, channel, &weights, place * BLOCK, &mut mixed, comptime!(step * shape.group), shape);
+                                mix_whole(
+                                    arena,
+                                    values,
+                                    0,
+                                    count,
+                                    channel,
+                                    &weights,
+                                    place * BLOCK,
+                                    &mut mixed,
+                                    comptime!(step * shape.group),
+                                    shape,
+                                );
                             } else if index < before + thin {
                                 let page = pages[table_of_pages + index - before + skipped] as usize;
-                                let values = heads[table + head::VALUES] as usize + page * heads[table + head::VALUE_BLOCK] as usize;
-                                mix_thin(arena, values, channel, &weights, place * BLOCK, &mut mixed, comptime!(step * shape.group), shape);
+                                let values = heads[table + head::VALUES] as usize
+                                    + page * heads[table + head::VALUE_BLOCK] as usize;
+                                mix_thin(
+                                    arena,
+                                    values,
+                                    channel,
+                                    &weights,
+                                    place * BLOCK,
+                                    &mut mixed,
+                                    comptime!(step * shape.group),
+                                    shape,
+                                );
                             } else {
                                 let first = (index - before - thin + first_recent) * BLOCK;
                                 let values = whole + heads[table + head::RING_VALUES] as usize;
                                 let values = values + first * comptime!(shape.dim * shape.values.ring().bytes() / 4);
                                 let count = min(recent - first, BLOCK);
-                                mix_whole(arena, values, 0, count, channel, &weights, place * BLOCK, &mut mixed, comptime!(step * shape.group), shape);
+                                mix_whole(
+                                    arena,
+                                    values,
+                                    0,
+                                    count,
+                                    channel,
+                                    &weights,
+                                    place * BLOCK,
+                                    &mut mixed,
+                                    comptime!(step * shape.group),
+                                    shape,
+                                );
                             }
                         }
                     }
@@ -372,7 +421,8 @@ pub(crate) fn attend(
     }
 
     // What units have summed up apart; the memory of weights is free now.
-    let place = (CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+    let place = (CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize
+        + CUBE_POS_X as usize;
     let out = place * comptime!(shape.group * (shape.dim + 2));
     #[unroll]
     for member in 0..group {

@@ -21,12 +21,11 @@ fn whole(
     #[comptime] steps: (usize, usize, usize),
     #[comptime] kind: FloatKind,
 ) -> f32 {
-    let mut x = f32::new(0.0);
-    if token < held {
-        x = number(arena, ring, token * comptime!(steps.0) + channel * comptime!(steps.1), kind);
+    let x = if token < held {
+        number(arena, ring, token * comptime!(steps.0) + channel * comptime!(steps.1), kind)
     } else {
-        x = fused[new + (token - held) * comptime!(steps.2) + channel];
-    }
+        fused[new + (token - held) * comptime!(steps.2) + channel]
+    };
     x
 }
 
@@ -93,28 +92,45 @@ fn quantise(numbers: &Array<f32>, codes: &mut SharedMemory<u32>, at: usize, #[co
         let half = most / 2.0 - least / 2.0;
         let mut best = f32::new(0.0);
         for width in 0..3usize {
-            let share = 1.0 - f32::cast_from(width) * 0.15f32;
+            let share = select(width == 0, f32::new(1.0), select(width == 1, f32::new(0.85), f32::new(0.7)));
             let (scale_tried, minimum_tried) = range_of(middle - share * half, middle + share * half, levels);
             let tried = from_half(minimum_tried);
             let step_tried = from_half(scale_tried);
             let inverse = select(step_tried > 0.0, 1.0 / step_tried, f32::new(0.0));
             let mut mean_code = f32::new(0.0);
             let mut mean = f32::new(0.0);
-            for index in 0..BLOCK {
-                mean_code += f32::cast_from(nearest(numbers[index], tried, inverse, levels));
-                mean += numbers[index];
+            // In eight lanes that are added up at the end, as core does.
+            for lane in 0..8usize {
+                let mut lane_code = f32::new(0.0);
+                let mut lane_number = f32::new(0.0);
+                for row in 0..4usize {
+                    let x = numbers[row * 8 + lane];
+                    lane_code += f32::cast_from(nearest(x, tried, inverse, levels));
+                    lane_number += x;
+                }
+                mean_code += lane_code;
+                mean += lane_number;
             }
             mean_code /= 32.0;
             mean /= 32.0;
             let mut of_codes = f32::new(0.0);
             let mut of_numbers = f32::new(0.0);
             let mut both = f32::new(0.0);
-            for index in 0..BLOCK {
-                let code = f32::cast_from(nearest(numbers[index], tried, inverse, levels)) - mean_code;
-                let x = numbers[index] - mean;
-                of_codes += code * code;
-                of_numbers += x * x;
-                both += code * x;
+            for lane in 0..8usize {
+                let mut lane_codes = f32::new(0.0);
+                let mut lane_numbers = f32::new(0.0);
+                let mut lane_both = f32::new(0.0);
+                for row in 0..4usize {
+                    let number = numbers[row * 8 + lane];
+                    let code = f32::cast_from(nearest(number, tried, inverse, levels)) - mean_code;
+                    let x = number - mean;
+                    lane_codes += code * code;
+                    lane_numbers += x * x;
+                    lane_both += code * x;
+                }
+                of_codes += lane_codes;
+                of_numbers += lane_numbers;
+                both += lane_both;
             }
             let quality = both * (both / of_codes);
             if quality > best {
@@ -192,8 +208,9 @@ pub(crate) fn flush(
         let held = steps[entry + step::HELD] as usize;
         let kept = heads[table + head::KEPT] as usize;
         let own = (slot * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * dim;
-        let page =
-            pages[steps[entry + step::PAGES] as usize + steps[entry + step::FIRST] as usize + CUBE_POS_X as usize] as usize;
+        let page = pages
+            [steps[entry + step::PAGES] as usize + steps[entry + step::FIRST] as usize + CUBE_POS_X as usize]
+            as usize;
         let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
         let ring_values = ring + heads[table + head::RING_VALUES] as usize;
         let row = (steps[entry + step::ROW] + steps[entry + step::SUNK]) as usize * comptime!(shape.width)
@@ -224,7 +241,8 @@ pub(crate) fn flush(
                 for part in 0..lanes {
                     let lane = index * lanes % BLOCK + part;
                     if lane >= hidden {
-                        let x = whole(arena, fused, ring, new_keys, held, first + lane - pad, channel, key_steps, key_kind);
+                        let x =
+                            whole(arena, fused, ring, new_keys, held, first + lane - pad, channel, key_steps, key_kind);
                         word |= stored(x, key_kind) << comptime!(16 * part as u32);
                     }
                 }
@@ -258,7 +276,8 @@ pub(crate) fn flush(
                 let here = min(quads - round * comptime!(UNITS / 4), comptime!(UNITS / 4)) * words;
                 for index in range_stepped(unit, here, UNITS) {
                     let at = index / words * comptime!(4 * BLOCK);
-                    arena[block + round * comptime!(UNITS / 4) * words + index] = packed(&codes, at, index % words, key_bits);
+                    arena[block + round * comptime!(UNITS / 4) * words + index] =
+                        packed(&codes, at, index % words, key_bits);
                 }
                 sync_cube();
                 codes[unit * 2] = scale;
@@ -282,7 +301,17 @@ pub(crate) fn flush(
                     #[unroll]
                     for part in 0..numbers_a_word {
                         let channel = index * numbers_a_word % dim + part;
-                        let x = whole(arena, fused, ring_values, new_values, held, first + lane - pad, channel, value_steps, value_kind);
+                        let x = whole(
+                            arena,
+                            fused,
+                            ring_values,
+                            new_values,
+                            held,
+                            first + lane - pad,
+                            channel,
+                            value_steps,
+                            value_kind,
+                        );
                         word |= stored(x, value_kind) << comptime!(16 * part as u32);
                     }
                 }
@@ -304,7 +333,17 @@ pub(crate) fn flush(
                         if lane >= hidden {
                             // A group that the channels do not fill repeats the last one.
                             let channel = min(first_channel + index, comptime!(shape.dim - 1).runtime());
-                            x = whole(arena, fused, ring_values, new_values, held, first + lane - pad, channel, value_steps, value_kind);
+                            x = whole(
+                                arena,
+                                fused,
+                                ring_values,
+                                new_values,
+                                held,
+                                first + lane - pad,
+                                channel,
+                                value_steps,
+                                value_kind,
+                            );
                         }
                         numbers[index] = x;
                     }
@@ -316,7 +355,8 @@ pub(crate) fn flush(
                 let here = min(groups - round * UNITS, UNITS) / 4 * words;
                 for index in range_stepped(unit, here, UNITS) {
                     let at = index / words * comptime!(4 * BLOCK);
-                    arena[block + round * comptime!(UNITS / 4) * words + index] = packed(&codes, at, index % words, value_bits);
+                    arena[block + round * comptime!(UNITS / 4) * words + index] =
+                        packed(&codes, at, index % words, value_bits);
                 }
                 sync_cube();
                 codes[unit * 2] = scale;

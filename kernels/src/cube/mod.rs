@@ -9,9 +9,21 @@
 
 mod append;
 mod attention;
+mod cache;
 mod flush;
 mod launch;
 mod layout;
 mod merge;
+mod ops;
 mod score;
 mod select;
+
+pub use cache::DeviceCache;
+pub use ops::{AnyCache, Device};
+
+#[cfg(all(test, feature = "vulkan", feature = "cuda"))]
+mod compile;
+#[cfg(all(test, feature = "vulkan"))]
+mod operations;
+#[cfg(all(test, feature = "vulkan"))]
+mod tests;

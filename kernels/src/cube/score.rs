@@ -32,7 +32,8 @@ pub(crate) fn query_energies(
         for channel in range_stepped(UNIT_POS as usize, dim, UNITS) {
             let mut sum = f32::new(0.0);
             for row in first..first + counted {
-                let from = row * comptime!(shape.width) + CUBE_POS_X as usize * comptime!(shape.group * shape.dim) + channel;
+                let from =
+                    row * comptime!(shape.width) + CUBE_POS_X as usize * comptime!(shape.group * shape.dim) + channel;
                 for member in 0..comptime!(shape.group) {
                     let q = fused[from + member * dim];
                     sum += q * q;
@@ -79,12 +80,11 @@ pub(crate) fn key_energies(
             let mut sum = f32::new(0.0);
             for index in first..end {
                 let token = index * every;
-                let mut x = f32::new(0.0);
-                if token < held {
-                    x = number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()));
+                let x = if token < held {
+                    number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()))
                 } else {
-                    x = fused[from + (token - held) * comptime!(shape.width) + channel];
-                }
+                    fused[from + (token - held) * comptime!(shape.width) + channel]
+                };
                 if comptime!(l1) {
                     sum += x.abs();
                 } else {

@@ -25,6 +25,9 @@ pub type Backend = burn_cuda::Cuda<f32, i32>;
 /// The first CUDA device.
 pub type Device = burn_cuda::CudaDevice;
 
+/// The operations on it.
+pub type Ops = crate::cube::Device<Backend, cubecl::cuda::CudaRuntime>;
+
 /// A version as CUDA counts them, and a compute capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {

@@ -31,8 +31,8 @@ pub struct Reference<B: Backend> {
 /// The fused rows of a prompt that the layer at hand has so far.
 #[derive(Clone, Debug)]
 pub struct ReferencePrompt<B: Backend> {
-    slot: usize,
-    heads: Heads,
+    pub(crate) slot: usize,
+    pub(crate) heads: Heads,
     /// Tokens of the prompt.
     rows: usize,
     /// Those whose queries score.
@@ -41,9 +41,27 @@ pub struct ReferencePrompt<B: Backend> {
 }
 
 impl<B: Backend> ReferencePrompt<B> {
+    /// A prompt of `rows` tokens of which nothing is held.
+    pub(crate) fn new(slot: usize, rows: usize, window: usize, heads: Heads) -> Self {
+        Self { slot, heads, rows, window: window.min(rows), held: Vec::new() }
+    }
+
+    /// Takes the next rows of the layer, or the first of the next.
+    pub(crate) fn hold(&mut self, fused: &Tensor<B, 2>) {
+        if self.held.iter().map(|rows| rows.dims()[0]).sum::<usize>() == self.rows {
+            self.held.clear();
+        }
+        self.held.push(fused.clone());
+    }
+
+    /// The rows of the layer so far.
+    pub(crate) fn so_far(&self) -> Tensor<B, 2> {
+        Tensor::cat(self.held.clone(), 0)
+    }
+
     /// All rows of the layer.
-    fn fused(&self) -> Tensor<B, 2> {
-        let all = Tensor::cat(self.held.clone(), 0);
+    pub(crate) fn fused(&self) -> Tensor<B, 2> {
+        let all = self.so_far();
         assert_eq!(all.dims()[0], self.rows, "rows of the layer");
         all
     }
@@ -207,14 +225,11 @@ impl<B: Backend> ThinOps for Reference<B> {
     }
 
     fn prompt(&self, _: &Self::Cache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self::Prompt {
-        ReferencePrompt { slot, heads, rows, window: window.min(rows), held: Vec::new() }
+        ReferencePrompt::new(slot, rows, window, heads)
     }
 
     fn hold(&mut self, _: &Self::Cache, _: usize, prompt: &mut Self::Prompt, fused: &Rows<Self>) -> Result<(), Error> {
-        if prompt.held.iter().map(|rows| rows.dims()[0]).sum::<usize>() == prompt.rows {
-            prompt.held.clear();
-        }
-        prompt.held.push(fused.clone());
+        prompt.hold(fused);
         Ok(())
     }
 
@@ -226,7 +241,7 @@ impl<B: Backend> ThinOps for Reference<B> {
         fused: &Rows<Self>,
         _: Rows<Self>,
     ) -> Result<Rows<Self>, Error> {
-        let own = Tensor::cat(prompt.held.clone(), 0);
+        let own = prompt.so_far();
         Ok(attention::attend(cache, layer, prompt.slot, fused.clone(), Some(own), prompt.heads))
     }
 

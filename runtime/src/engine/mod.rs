@@ -56,7 +56,9 @@ impl Device {
     pub const fn computes(self) -> &'static str {
         match self {
             Self::Ndarray => "quantised weights as they are in their file, the thin cache in every storage",
-            Self::Cuda => "plain tensor operations: weights dequantised, the thin cache in floats",
+            Self::Cuda => {
+                "weights dequantised, by plain tensor operations; the thin cache by kernels, or in floats where queries are corrected"
+            }
         }
     }
 }
@@ -199,9 +201,8 @@ enum State {
     Cuda(Box<transformer::Session<Cuda>>),
 }
 
-/// Plain tensor operations: CUDA has no kernels of its own yet.
 #[cfg(feature = "cuda")]
-type Cuda = thinkey_kernels::reference::Reference<thinkey_kernels::cuda::Backend>;
+type Cuda = thinkey_kernels::cuda::Ops;
 
 /// Runs `$body` with the model and the session of the device at hand.
 macro_rules! both {

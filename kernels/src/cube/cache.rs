@@ -1,0 +1,276 @@
+//! The pool on the device: a buffer a layer for the thin caches of all heads and sequences, allocated once by plan.
+//!
+//! Page tables and spans stay on the host, which is the only one to need them whole; what kernels go by is sent along once
+//! a step, for all layers. Masks, energies and corrections are the device's.
+
+use super::{
+    launch::{Doing, Layer, Numbers, Steps, blocks, head_entry, row_entry},
+    layout::Shape,
+    score,
+};
+use crate::{
+    cpu::cache::CacheError,
+    ops::{Cache, Choosing, Heads, Renewal},
+};
+use burn_cubecl::CubeRuntime;
+use cubecl::client::ComputeClient;
+use thinkey_core::{
+    Admission, CacheBytes, CachePlan, Error, HeadLayout, Lambda, Span,
+    policy::{Fix, Life, Score},
+};
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    span: Span,
+    step: Option<Admission>,
+    /// Page table before the step under way.
+    before: Vec<u32>,
+    /// Page table after it.
+    pages: Vec<u32>,
+    renewal: Renewal,
+    /// Whether the energies are those of the sequence at hand.
+    counted: bool,
+    position: usize,
+}
+
+/// The thin caches of all layers and heads, for `plan.slots` sequences, on a device.
+
+pub struct DeviceCache<R: CubeRuntime> {
+    pub(super) client: ComputeClient<R>,
+    plan: CachePlan,
+    planned: CacheBytes,
+    allocated: usize,
+    window: usize,
+    choosing: Choosing,
+    layers: Vec<Layer>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+/// What kernels go by in a step of some sequences.
+pub(super) struct Batch {
+    steps: Steps,
+    pages: Numbers,
+    by: (bool, bool),
+}
+
+impl<R: CubeRuntime> DeviceCache<R> {
+    /// Whether the kernels have all parts of a plan.
+    pub(super) fn knows(plan: &CachePlan) -> bool {
+        plan.fix == Fix::None
+            && plan.value_lambda == Lambda::WHOLE
+            && plan.eviction.is_none()
+            && !plan.keys.turns()
+            && !plan.values.turns()
+            && plan.head_dim.is_multiple_of(2)
+            && !plan.renews
+            && !plan.flexible
+    }
+
+    /// An empty cache, as [`ThinOps::cache`](crate::ops::ThinOps::cache), of a plan that the kernels [know](Self::knows).
+    ///
+    /// # Errors
+    /// [`CacheError`] where the plan cannot be.
+    pub(super) fn new(
+        client: ComputeClient<R>,
+        plan: CachePlan,
+        window: usize,
+        kept: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Self, CacheError> {
+        let planned = plan.bytes(kept)?;
+        let (mut layers, mut allocated) = (Vec::with_capacity(plan.layers), 0);
+        for layer in 0..plan.layers {
+            let layouts: Vec<HeadLayout> =
+                (0..plan.heads()).map(|head| plan.head(kept(layer, head))).collect::<Result<_, Error>>()?;
+            let (mut table, mut bytes) = (Vec::new(), 0);
+            for layout in &layouts {
+                table.extend(head_entry(layout, bytes));
+                bytes += layout.bytes();
+            }
+            let shape = Shape {
+                dim: plan.head_dim,
+                // Of the rows, which are not known yet.
+                group: 0,
+                width: 0,
+                keys_at: 0,
+                values_at: 0,
+                keys: plan.keys,
+                values: plan.values,
+                sinks: plan.sinks,
+                stride: layouts[0].ring_stride(),
+                corrected: false,
+                copies: plan.copies,
+            };
+            let channels = plan.slots * plan.heads() * plan.head_dim;
+            allocated += bytes + channels * 4;
+            layers.push(Layer {
+                arena: Numbers::empty(&client, bytes / 4),
+                heads: Numbers::of(&client, &table),
+                channels: Numbers::of(&client, &vec![0; channels]),
+                count: plan.heads(),
+                shape,
+            });
+        }
+        let pages = plan.blocks_per_slot() * plan.slots;
+        Ok(Self {
+            client,
+            plan,
+            planned,
+            allocated,
+            window,
+            choosing: Choosing::default(),
+            layers,
+            slots: vec![Slot::default(); plan.slots],
+            free: (0..pages as u32).rev().collect(),
+        })
+    }
+
+    /// A layer, for rows of `heads`.
+    pub(super) fn layer(&self, layer: usize, heads: Heads) -> Layer {
+        let group = heads.cached(&self.plan).group();
+        let layer = self.layers[layer].clone();
+        let shape =
+            Shape { group, width: heads.width(), keys_at: heads.keys(), values_at: heads.values(), ..layer.shape };
+        Layer { shape, ..layer }
+    }
+
+    /// How many tokens of `slot` are where: after the step under way where it is `admitted`, else before.
+    pub(super) fn span(&self, slot: usize, admitted: bool) -> Span {
+        let state = &self.slots[slot];
+        match &state.step {
+            Some(step) if admitted => step.after,
+            Some(step) => step.before,
+            None => state.span,
+        }
+    }
+
+    /// What the steps of `slots`, whose new rows follow each other, do in every layer.
+    ///
+    /// # Errors
+    /// [`Error::Inconsistent`] where channels are scored by what the device has not.
+    ///
+    /// # Panics
+    /// Where no step is under way.
+    pub(super) fn batch(&self, slots: &[usize]) -> Result<Batch, Error> {
+        let by = score::by(self.choosing.score).ok_or(Error::Inconsistent { what: "score on this device" })?;
+        let (mut steps, mut pages, mut row) = (Vec::with_capacity(slots.len()), Vec::new(), 0);
+        for &slot in slots {
+            let Slot { step, renewal, counted, pages: own, .. } = &self.slots[slot];
+            let step = step.expect("a step is under way");
+            let tokens = step.before.recent as usize + step.new;
+            let every = match self.choosing.score {
+                Score::Sample { tokens: most } => tokens.div_ceil((most as usize).max(1)),
+                _ => 1,
+            };
+            let life = Life::Prompt;
+            let doing = Doing {
+                slot,
+                row,
+                pages: pages.len(),
+                counted: if renewal.counts(life) { step.new.min(self.window) } else { 0 },
+                forgets: !counted,
+                chooses: renewal.chooses(life, &step),
+                scored: renewal.rows(life, &step, self.window),
+                every,
+            };
+            steps.push((step, doing));
+            pages.extend_from_slice(own);
+            row += step.new;
+        }
+        Ok(Batch { steps: Steps::new(&self.client, &steps), pages: Numbers::of(&self.client, &pages), by })
+    }
+
+    /// Admits rows to a layer.
+    pub(super) fn admit(&self, layer: &Layer, batch: &Batch, fused: &Numbers) {
+        layer.choose(&self.client, &batch.steps, fused, batch.by);
+        layer.store(&self.client, &batch.steps, &batch.pages, fused);
+    }
+
+    /// What rows see of the cache: their slots, and of how many of the newest tokens; after the steps under way where they
+    /// are `admitted`. The entries, how many, and the most blocks that one sees; and page tables.
+    pub(super) fn rows(&self, rows: &[(usize, usize)], admitted: bool) -> ((Numbers, usize, usize), Numbers) {
+        let (mut entries, mut pages, mut most) = (Vec::new(), Vec::new(), 0);
+        let mut last = None;
+        for &(slot, window) in rows {
+            // Rows of a prompt share a table.
+            let start = match last {
+                Some((before, start)) if before == slot => start,
+                _ => {
+                    let state = &self.slots[slot];
+                    let own = if admitted || state.step.is_none() { &state.pages } else { &state.before };
+                    let start = pages.len();
+                    pages.extend_from_slice(own);
+                    start
+                }
+            };
+            last = Some((slot, start));
+            let span = self.span(slot, admitted);
+            entries.extend(row_entry(slot, span, window, start));
+            most = most.max(blocks(&span));
+        }
+        ((Numbers::of(&self.client, &entries), rows.len(), most), Numbers::of(&self.client, &pages))
+    }
+}
+
+impl<R: CubeRuntime> Cache for DeviceCache<R> {
+    fn plan(&self) -> &CachePlan {
+        &self.plan
+    }
+
+    fn planned(&self) -> CacheBytes {
+        self.planned
+    }
+
+    fn allocated(&self) -> usize {
+        self.allocated
+    }
+
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn choose_by(&mut self, choosing: Choosing) {
+        self.choosing = choosing;
+    }
+
+    fn spread(&mut self, _: &dyn Fn(usize, usize) -> usize) -> Result<(), Error> {
+        Err(Error::Inconsistent { what: "channels shared out by each prompt on this device" })
+    }
+
+    fn position(&self, slot: usize) -> usize {
+        self.slots[slot].position
+    }
+
+    fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
+        self.check(slot, new)?;
+        let state = &mut self.slots[slot];
+        let admission = state.span.admit(new, self.plan.retention(), prompt);
+        state.before.clone_from(&state.pages);
+        let gone = admission.dropped.min(state.pages.len());
+        self.free.extend(state.pages.drain(..gone));
+        while state.pages.len() < admission.after.blocks as usize {
+            let capacity = self.plan.blocks_per_slot() * self.plan.slots;
+            let page = self.free.pop().ok_or(Error::Capacity { what: "pages", needed: capacity + 1, capacity })?;
+            state.pages.push(page);
+        }
+        state.step = Some(admission);
+        state.renewal.begin(prompt);
+        Ok(())
+    }
+
+    fn commit(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        if let Some(step) = state.step.take() {
+            state.counted |= state.renewal.counts(Life::Prompt) && self.window > 0;
+            state.span = step.after;
+            state.position += step.new;
+            state.renewal.end(Life::Prompt, &step, self.window);
+        }
+    }
+
+    fn clear(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        self.free.append(&mut state.pages);
+        *state = Slot::default();
+    }
+}
