@@ -34,7 +34,6 @@ struct Slot {
 }
 
 /// The thin caches of all layers and heads, for `plan.slots` sequences, on a device.
-
 pub struct DeviceCache<R: CubeRuntime> {
     pub(super) client: ComputeClient<R>,
     plan: CachePlan,

@@ -1,6 +1,6 @@
 //! What leaves the ring: gathered to the kept channels, quantised as core does it, and packed into blocks.
 
-use super::layout::{BLOCK, Shape, bits, from_half, head, number, quad_words, step, stored, to_half};
+use super::layout::{BLOCK, Shape, bits, from_half, head, no_number, number, quad_words, step, stored, to_half};
 use cubecl::prelude::*;
 use thinkey_core::storage::FloatKind;
 
@@ -21,12 +21,11 @@ fn whole(
     #[comptime] steps: (usize, usize, usize),
     #[comptime] kind: FloatKind,
 ) -> f32 {
-    let x = if token < held {
+    if token < held {
         number(arena, ring, token * comptime!(steps.0) + channel * comptime!(steps.1), kind)
     } else {
         fused[new + (token - held) * comptime!(steps.2) + channel]
-    };
-    x
+    }
 }
 
 /// The bits of the next smaller binary16 number.
@@ -75,7 +74,7 @@ fn quantise(numbers: &Array<f32>, codes: &mut SharedMemory<u32>, at: usize, #[co
     let mut nan = false.runtime();
     for index in 0..BLOCK {
         let x = numbers[index];
-        nan = nan || x != x;
+        nan = nan || no_number(x);
         least = min(least, x);
         most = max(most, x);
     }
@@ -140,7 +139,8 @@ fn quantise(numbers: &Array<f32>, codes: &mut SharedMemory<u32>, at: usize, #[co
                 // The numbers that keep the mean, and what the group has in common with itself.
                 let fit = to_half(of_numbers / both);
                 let least_fit = to_half(mean - from_half(fit) * mean_code);
-                fitted = fit >= 0x0400 && fit < 0x7bff && least_fit != 0x7bff && least_fit < 0xfbff;
+                // At least the smallest normal number, and below the largest; what is less wraps.
+                fitted = fit - 0x0400 < 0x77ff && least_fit != 0x7bff && least_fit < 0xfbff;
                 scale = fit;
                 minimum = least_fit;
             }

@@ -164,6 +164,12 @@ pub(crate) fn quad_words(kind: StorageKind) -> usize {
     }
 }
 
+/// Whether `x` is NaN, by its bits: comparisons may be compiled as if there were none.
+#[cube]
+pub(crate) fn no_number(x: f32) -> bool {
+    (u32::reinterpret(x) & 0x7fff_ffff) > 0x7f80_0000
+}
+
 /// The binary16 number whose bits are the low 16 of `bits`; what core stores is finite.
 #[cube]
 pub(crate) fn from_half(bits: u32) -> f32 {

@@ -1,7 +1,7 @@
 //! The T best channels of every head, by counting: a channel is kept where fewer than T are better.
 
 use super::{
-    layout::{Shape, head, step},
+    layout::{Shape, head, no_number, step},
     score::UNITS,
 };
 use cubecl::prelude::*;
@@ -45,10 +45,10 @@ pub(crate) fn select_channels(
             }
             let mut score = sum / tokens;
             if comptime!(by_queries) {
-                score = f32::reinterpret(arena[energies + channel]) / queries * score;
+                score *= f32::reinterpret(arena[energies + channel]) / queries;
             }
             // Energies are not below 0, so this is above all others.
-            scores[channel] = select(score == score, score, f32::new(3.4e38));
+            scores[channel] = select(no_number(score), f32::new(3.4e38), score);
         }
         sync_cube();
         for channel in range_stepped(unit, dim, UNITS) {
