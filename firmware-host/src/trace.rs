@@ -64,7 +64,8 @@ pub enum TraceFileError {
     Design(#[from] DesignError),
     /// A policy that traces cannot show.
     #[error(
-        "{policy}: traces are of caches that keep all tokens, and of masks that a prompt chooses once by score=query"
+        "{policy}: traces are of caches that keep all tokens, and of masks that a prompt chooses once, by score=query or \
+         score=residual"
     )]
     Policy {
         /// The policy.

@@ -104,7 +104,11 @@ fn frames(bytes: &[u8]) -> Vec<core::ops::Range<usize>> {
 fn what_was_recorded_is_computed_again() {
     for kind in StorageKind::ALL {
         for fix in [Fix::None, Fix::Compensated] {
-            let layout = layout(kind, fix);
+            let mut layout = layout(kind, fix);
+            // Some kinds are of values alone.
+            if layout.check().is_err() {
+                layout.keys = StorageKind::Int4;
+            }
             let told = replayed(&recorded(layout), &layout).unwrap();
             assert!(told.same(), "{kind:?} {fix:?}: {told:?}");
             assert_eq!((told.heads, told.compared), (HEADS as u32, (HEADS * STEPS * GROUP) as u32));
