@@ -18,6 +18,12 @@ pub(crate) const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// Version of the format of [`CacheHeader`].
 pub const VERSION: u16 = 3;
 
+/// The CRC-32 (ISO-HDLC) of `bytes`.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u32 {
+    CRC.checksum(bytes)
+}
+
 /// Encodes `value` into the front of `memory`; returns the bytes used.
 ///
 /// # Errors

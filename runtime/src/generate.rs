@@ -32,7 +32,7 @@
 //!     continues: true,
 //! };
 //! let reply = generate(&mut engine, &mut session, request, &mut |event| {
-//!     if let Event::Token(text) = event {
+//!     if let Event::Token { text, .. } | Event::Rest(text) = event {
 //!         print!("{text}");
 //!     }
 //!     ControlFlow::Continue(())
@@ -84,8 +84,15 @@ pub enum Event<'a> {
         /// Layers of the model.
         of: usize,
     },
-    /// A token was chosen. The text that it completes is empty where a character is spread over several tokens.
-    Token(&'a str),
+    /// A token was chosen.
+    Token {
+        /// Its number.
+        token: u32,
+        /// The text that it completes; empty where a character is spread over several tokens.
+        text: &'a str,
+    },
+    /// The reply is over, and this is what a character that was left incomplete comes to.
+    Rest(&'a str),
 }
 
 /// Told what happens; to answer [`ControlFlow::Break`] is to interrupt.
@@ -201,7 +208,7 @@ pub fn generate(
         new_tokens += 1;
         let completed = words.push(token);
         text.push_str(completed);
-        if on_event(Event::Token(completed)).is_break() {
+        if on_event(Event::Token { token, text: completed }).is_break() {
             break End::Interrupted;
         }
         if new_tokens == max_tokens {
@@ -217,7 +224,7 @@ pub fn generate(
     if !rest.is_empty() {
         text.push_str(rest);
         // The reply is over, whatever the answer.
-        let _ = on_event(Event::Token(rest));
+        let _ = on_event(Event::Rest(rest));
     }
     Ok(Reply { text, prompt_tokens, new_tokens, steps, prefill, decode: start.elapsed(), end })
 }
@@ -291,7 +298,7 @@ mod tests {
         let mut tokens = prompt.clone();
         let mut streamed = String::new();
         let first = reply(&mut model, &mut session, &mut tokens, 5, &mut |event| {
-            if let Event::Token(text) = event {
+            if let Event::Token { text, .. } | Event::Rest(text) = event {
                 streamed.push_str(text);
             }
             ControlFlow::Continue(())
@@ -350,7 +357,7 @@ mod tests {
         let mut tokens = vec![10, 11, 12];
         let mut seen = 0;
         let cut = reply(&mut model, &mut session, &mut tokens, 9, &mut |event| {
-            seen += usize::from(matches!(event, Event::Token(_)));
+            seen += usize::from(matches!(event, Event::Token { .. }));
             if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let cut = cut.unwrap();
@@ -371,7 +378,7 @@ mod tests {
                     ControlFlow::Break(())
                 }
                 Event::Read { .. } => ControlFlow::Continue(()),
-                Event::Token(text) => panic!("{text:?} after an interruption"),
+                Event::Token { text, .. } | Event::Rest(text) => panic!("{text:?} after an interruption"),
             };
             let error = reply(&mut model, &mut session, &mut tokens, 9, &mut { stop }).unwrap_err();
             assert!(matches!(error, ModelError::Interrupted), "{error}");

@@ -75,7 +75,7 @@
 //! assert_eq!(frame, [
 //!     2, 5, 2, 2, 14,                                       // COBS; 5, 0; 2, 0
 //!     3, 1, 0xac, 0x02, 4, b' ', b'd', b'o', b'g',          // Token
-//!     0x7f, 0xb5, 0xe8, 0x5a, 0,                            // check, end
+//!     0x8b, 0xd7, 0xf7, 0xb2, 0,                            // check, end
 //! ]);
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
@@ -86,14 +86,14 @@
 //! use thinkey_core::link::{VERSION, frame::{self, Header}, message::{Greeting, Hello, encode}};
 //! let mut line = [0; 64];
 //! let frame = frame::encode(1, Header { sequence: 0, acknowledged: 7 }, &[], &mut line)?;
-//! assert_eq!(frame, [1, 1, 2, 7, 5, 0x5c, 0xc8, 0x8d, 0x39, 0]);
+//! assert_eq!(frame, [1, 1, 2, 7, 5, 0x30, 0x49, 0xc9, 0xe6, 0]);
 //!
 //! let mut body = [0; 32];
 //! let hello = Greeting::Hello(Hello { version: VERSION, client: 7, attempt: 0 });
 //! let body = encode(&hello, &mut body)?;
 //! assert_eq!(body, [0, 1, 7, 0]);
 //! let frame = frame::encode(0, Header::default(), body, &mut line)?;
-//! assert_eq!(frame, [1, 1, 1, 1, 1, 3, 1, 7, 5, 0xd2, 0x04, 0xf2, 0x7c, 0]);
+//! assert_eq!(frame, [1, 1, 1, 1, 1, 3, 1, 7, 5, 0x9f, 0x3a, 0x56, 0x35, 0]);
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
 

@@ -1,7 +1,9 @@
 //! The command line: one file a command.
 
 mod log;
+mod run;
 mod sim;
+mod talk;
 mod trace;
 
 use clap::{Parser, Subcommand};
@@ -12,13 +14,15 @@ use thinkey::{
     text::TextError,
     weights::WeightsError,
 };
+use thinkey_core::link::{VERSION, message::Code};
 use thinkey_firmware_host::{
+    engine::LoadError,
     log::LogError,
     sim::SimError,
     trace::{Differs, TraceFileError},
 };
 
-/// The host's side of a thinkey device.
+/// A thinkey device on a host, and the host's side of one.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Arguments {
@@ -35,6 +39,10 @@ enum Command {
     /// Record what a model's heads are given, or replay it without the model
     #[command(subcommand)]
     Trace(trace::Command),
+    /// Be a device: serve a model over a line
+    Run(run::Arguments),
+    /// Ask a device for an answer
+    Talk(talk::Arguments),
 }
 
 /// What ends a command: one line, with the cause and what to do.
@@ -64,6 +72,58 @@ pub enum CliError {
         /// Why.
         cause: io::Error,
     },
+    /// The line.
+    #[error("cannot open the line {line}: {cause}")]
+    Line {
+        /// Which.
+        line: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// The model's file is not in the store.
+    #[error(transparent)]
+    Store(#[from] thinkey::store::StoreError),
+    /// The model cannot be served.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Ctrl-C cannot be taken over.
+    #[error("cannot take over Ctrl-C: {0}")]
+    Interrupt(ctrlc::Error),
+    /// The device says no.
+    #[error("the device refuses ({code:?}): {detail}")]
+    Failed {
+        /// Its code.
+        code: Code,
+        /// Its words.
+        detail: String,
+    },
+    /// The device is of another version.
+    #[error(
+        "the device speaks version {device} of the protocol, and this program version {VERSION}; use a program of its release"
+    )]
+    Version {
+        /// The device's.
+        device: u16,
+    },
+    /// The device was switched off, or another client spoke to it.
+    #[error(
+        "the device began anew, and the request is lost: it was switched off, or spoke to another client; ask again"
+    )]
+    Restarted,
+    /// Nobody is there.
+    #[error("no device answers on {line} within {seconds} s; is one running there, at this speed?")]
+    Silence {
+        /// The line.
+        line: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// The line is closed.
+    #[error("the line was closed before the answer ended")]
+    Closed,
+    /// The client has no room, or a message is too long.
+    #[error(transparent)]
+    Core(#[from] thinkey_core::Error),
     /// The output is closed.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -115,5 +175,7 @@ pub fn run() -> Result<(), CliError> {
         Command::Log(arguments) => log::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Trace(command) => trace::run(&command),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Talk(arguments) => talk::run(&arguments),
     }
 }

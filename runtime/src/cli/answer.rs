@@ -27,7 +27,7 @@ pub fn answer(
     let reply = generate(engine, session, request, &mut |event| {
         match event {
             Event::Read { done, .. } => bar.set_position(done as u64),
-            Event::Token(text) => {
+            Event::Token { text, .. } | Event::Rest(text) => {
                 bar.finish_and_clear();
                 written = write(&mut out, text);
                 if written.is_err() {
