@@ -133,7 +133,8 @@ impl CacheHeader {
     /// The plan of the cache that follows.
     ///
     /// # Errors
-    /// [`Error::Version`] for another version; [`Error::Capacity`] for more layers or heads than any model has; as [`CachePlan::head`] for numbers that cannot be.
+    /// [`Error::Version`] for another version; [`Error::Capacity`] for more layers or heads than any model has; as
+    /// [`CachePlan::head`] for numbers that cannot be.
     pub fn plan(&self) -> Result<CachePlan, Error> {
         if self.version != VERSION {
             return Err(Error::Version { found: self.version, supported: VERSION });
