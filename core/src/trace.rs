@@ -72,6 +72,9 @@ pub struct TraceHeader<'a> {
     pub steps: u32,
     /// Heads that were recorded.
     pub heads: u32,
+    /// Whether channels were chosen one by one, each for what [regression](crate::channel::residual) on those before
+    /// leaves, where the prompt tells a covariance; else by the energies.
+    pub residual: bool,
 }
 
 impl TraceHeader<'_> {

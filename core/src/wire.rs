@@ -58,6 +58,10 @@ pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Error> {
     }
 }
 
+/// Most layers, KV heads a layer and caches a KV head of a header: far more than any model's, and few enough that counting
+/// the bytes of all heads of a hostile one is soon done.
+const MOST: [(&str, u16); 3] = [("layers", 1024), ("kv_heads", 64), ("copies", crate::MAX_GROUP as u16)];
+
 /// What a stored or sent cache starts with: enough to allocate for it and to refuse it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -129,10 +133,16 @@ impl CacheHeader {
     /// The plan of the cache that follows.
     ///
     /// # Errors
-    /// [`Error::Version`] for another version; as [`CachePlan::head`] for numbers that cannot be.
+    /// [`Error::Version`] for another version; [`Error::Capacity`] for more layers or heads than any model has; as
+    /// [`CachePlan::head`] for numbers that cannot be.
     pub fn plan(&self) -> Result<CachePlan, Error> {
         if self.version != VERSION {
             return Err(Error::Version { found: self.version, supported: VERSION });
+        }
+        for ((what, most), number) in MOST.into_iter().zip([self.layers, self.kv_heads, self.copies]) {
+            if number > most {
+                return Err(Error::Capacity { what, needed: number.into(), capacity: most.into() });
+            }
         }
         let plan = CachePlan {
             layers: self.layers as usize,
@@ -262,6 +272,14 @@ mod tests {
     #[test]
     fn impossible_headers_are_refused() {
         assert_eq!(CacheHeader { version: 9, ..header() }.plan(), Err(Error::Version { found: 9, supported: VERSION }));
+        // Counting these heads one by one would take hours.
+        for many in [
+            CacheHeader { layers: u16::MAX, ..header() },
+            CacheHeader { kv_heads: u16::MAX, ..header() },
+            CacheHeader { copies: u16::MAX, ..header() },
+        ] {
+            assert!(matches!(many.plan(), Err(Error::Capacity { needed: 65535, .. })));
+        }
         assert!(CacheHeader { head_dim: 0, ..header() }.plan().is_err());
         assert!(CacheHeader { recent: u16::MAX, ..header() }.plan().is_err());
     }

@@ -4,10 +4,10 @@
 //! |---|---|
 //! | [`engine`] | the runtime as what a device runs |
 //! | [`log`] | decodes the defmt frames that a device logs |
-//! | [`sim`] | boards that are not there: memory, time and what goes wrong, by scenario files |
-//! | [`trace`] | records what a model's heads are given, and replays it through `thinkey-core` alone |
 //! | [`port`] | lines: TCP, pseudo-terminals, serial devices, pipes |
 //! | [`mod@serve`] | the device's loop over a port |
+//! | [`sim`] | boards that are not there: memory, time and what goes wrong, by scenario files |
+//! | [`trace`] | records what a model's heads are given, and replays it through `thinkey-core` alone |
 //!
 //! The host's client is [`thinkey_core::link::Client`], which does no input and output.
 #![forbid(unsafe_code)]

@@ -64,7 +64,8 @@ pub enum TraceFileError {
     Design(#[from] DesignError),
     /// A policy that traces cannot show.
     #[error(
-        "{policy}: traces are of caches that keep all tokens, and of masks that a prompt chooses once by score=query"
+        "{policy}: traces are of caches that keep all tokens, and of masks that a prompt chooses once, by score=query or \
+         score=residual"
     )]
     Policy {
         /// The policy.
@@ -113,7 +114,10 @@ pub fn record(
     let tokens = tokens.get(..needed).ok_or(TraceFileError::Text { needed, found: tokens.len() })?;
     let failed = |cause| TraceFileError::Trace { path: path.to_owned(), cause };
     let policy = design.policy();
-    if policy.score != Score::Query || policy.life != Life::Prompt || policy.tokens != Tokens::All {
+    if !matches!(policy.score, Score::Query | Score::Residual)
+        || policy.life != Life::Prompt
+        || policy.tokens != Tokens::All
+    {
         return Err(TraceFileError::Policy { policy: *policy });
     }
     let config = engine.config();
@@ -135,6 +139,7 @@ pub fn record(
         prompt: wide(prompt),
         steps: wide(steps),
         heads: wide(heads),
+        residual: policy.score == Score::Residual,
     };
     let layout = |layer: usize, head: usize| -> Result<HeadLayout, TraceFileError> {
         let layout =

@@ -4,7 +4,7 @@ use super::{Record, RowKind, TraceError, TraceHeader, TraceReader, TraceWriter};
 use crate::{
     ChannelMask, Error, HeadLayout, HeadMut, HeadRef, KeyOrder, Loops, Masks, Moments, QueryWindow, Rows, Scoring,
     Span, TokenRows, attend,
-    channel::{compensate, score::add_energy},
+    channel::{compensate, residual, score::add_energy},
     mass,
     policy::Fix,
 };
@@ -50,6 +50,8 @@ impl Needs {
                     + head_dim * head_dim
                     + compensate::moments_scratch(head_dim)
                     + layout.scratch_len()
+                    // What is left, the queries' moment, what each choice gains, and scratch for it.
+                    + if header.residual { 2 * head_dim * head_dim + head_dim + residual::scratch_len(head_dim) } else { 0 }
             }
             _ => 0,
         };
@@ -219,6 +221,7 @@ impl Replayed {
 /// The rows of one head, and the cache that they make.
 struct Run<'a> {
     layout: HeadLayout,
+    residual: bool,
     sizes: [usize; 5],
     window: &'a mut [f32],
     keys: &'a mut [f32],
@@ -261,6 +264,7 @@ impl<'a> Run<'a> {
         pages.iter_mut().zip(0..).for_each(|(page, number)| *page = number);
         Ok(Self {
             layout,
+            residual: header.residual,
             sizes,
             window: take(group * window * head_dim),
             keys: take(prompt * head_dim),
@@ -296,7 +300,7 @@ impl<'a> Run<'a> {
         head.clear_energy();
         head.add_query_energy(self.window, group * window, head_dim)?;
         let scoring = Scoring { queries: group * window, ..Scoring::default() };
-        let mask = head.choose(&scoring, &admission, rows)?;
+        let mut mask = head.choose(&scoring, &admission, rows)?;
         if matches!(layout.fix, Fix::Compensated) {
             let prefix = admission.sunk + admission.thinned;
             let mut rest = &mut *self.moments;
@@ -311,6 +315,13 @@ impl<'a> Run<'a> {
             compensate::weigh(weights, admission.sunk)?;
             if compensate::tells(admission.thinned, head_dim) {
                 compensate::moments(&keys.first(prefix)?, weights, centred, mean, covariance)?;
+                if self.residual {
+                    let (left, moment) = (take(head_dim * head_dim), take(head_dim * head_dim));
+                    let (gains, scratch) = (take(head_dim), take(residual::scratch_len(head_dim)));
+                    left.copy_from_slice(covariance);
+                    residual::moment(self.window, group * window, head_dim, head_dim, moment)?;
+                    mask = residual::choose(left, moment, layout.kept.into(), scratch, gains)?;
+                }
                 head.correct(&mask, Moments::Known { mean, covariance, scratch })?;
             } else {
                 head.correct(&mask, Moments::Tokens { admission: &admission, rows })?;

@@ -197,15 +197,14 @@ impl fmt::Display for Report {
                 None => writeln!(f, "; no context fits")?,
             }
             for Answer { prompt, tokens, asked, at, first, step, restarts } in &policy.answers {
-                write!(
-                    f,
-                    "  at {at}: {prompt} tokens read, {tokens} of {asked} answered; first after {first} at least, then {step} each at most by the bytes read"
-                )?;
-                writeln!(
-                    f,
-                    "{}",
-                    if *restarts > 0 { format!("; begun again {restarts} times") } else { String::new() }
-                )?;
+                write!(f, "  at {at}: {tokens} of {asked} tokens answered to {prompt}")?;
+                if *tokens > 0 {
+                    write!(f, "; first after {first}, then {step} each, at least")?;
+                }
+                if *restarts > 0 {
+                    write!(f, "; begun again {restarts} times")?;
+                }
+                writeln!(f)?;
             }
             if let Some(LinkReport { answered, failed, lost, tokens, wrong, restarts, damaged, resent, over }) =
                 policy.link
