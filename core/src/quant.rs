@@ -780,6 +780,10 @@ mod tests {
                         prop_assert!(stored.iter().all(|&x| x == 0.0));
                         continue;
                     }
+                    // A scale below the least normal binary16 has few bits.
+                    if groups.scales[token] < f16::MIN_POSITIVE {
+                        continue;
+                    }
                     let both = dot(&stored, &row);
                     prop_assert!((both / squares - 1.0).abs() < 2e-3, "{kind:?}: {both} of {squares}");
                     let most = row.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
