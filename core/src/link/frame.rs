@@ -34,8 +34,10 @@ pub struct Header {
 /// The check of a frame of `session` whose header and body are `bytes`.
 fn check(session: u32, bytes: &[u8]) -> [u8; CHECK] {
     let mut digest = CRC.digest();
-    digest.update(&session.to_le_bytes());
+    // The session comes last: a check behind what it checks leaves a CRC where four zeros do, so that a frame followed by one
+    // of session 0, their separator flipped, would pass as one.
     digest.update(bytes);
+    digest.update(&session.to_le_bytes());
     digest.finalize().to_le_bytes()
 }
 
@@ -220,6 +222,27 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(bodies(&mut Decoder::default(), &damaged).is_empty(), "bit {bit}");
+        }
+    }
+
+    /// A flipped separator joins two frames.
+    #[test]
+    fn joined_frames_do_not_pass() {
+        for (first, second) in [(SESSION, 0), (0, SESSION), (SESSION, SESSION), (0, 0)] {
+            for separator in 1..=255 {
+                let mut memory = [0; MAX_FRAME];
+                let mut line = encode(first, HEADER, &[], &mut memory).unwrap().to_vec();
+                *line.last_mut().unwrap() = separator;
+                line.extend_from_slice(encode(second, HEADER, b"hello", &mut memory).unwrap());
+                // Zeros that the other side puts between frames are flipped as well.
+                for between in [&[][..], &[1], &[2]] {
+                    let joined = [&line[..10], between, &line[10..]].concat();
+                    let mut decoder = Decoder::default();
+                    let found = decoder.next(0, 100, &mut &joined[..]);
+                    let passes = found.is_some_and(|found| found.of(0).is_some() || found.of(SESSION).is_some());
+                    assert!(!passes, "{first} {second} {separator} {between:?}");
+                }
+            }
         }
     }
 
