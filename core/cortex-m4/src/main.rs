@@ -28,10 +28,16 @@ fn main() -> ! {
     // SAFETY: the entry point runs once, and nobody else borrows the arrays.
     let result = scenario::run(unsafe { &mut *ARRAYS.0.get() });
     let Ok(mut console) = hio::hstderr() else { exit(false) };
+    let stack = deepest_stack();
     match result {
+        // What lies below the stack is no longer what it was, and neither is the result.
+        Ok(_) if stack.is_none() => {
+            let _ = writeln!(console, "the stack overflowed");
+            exit(false)
+        }
         Ok(sum) => {
             defmt::info!("checksum {=u64:016x}", sum);
-            let _ = writeln!(console, "checksum {sum:016x}\nstack {}", deepest_stack());
+            let _ = writeln!(console, "checksum {sum:016x}\nstack {}", stack.unwrap_or_default());
             exit(true)
         }
         Err(error) => {
@@ -43,8 +49,8 @@ fn main() -> ! {
 }
 
 /// Bytes of stack in use at its deepest so far: from its start down to the last word that is not as the start-up code
-/// painted it.
-fn deepest_stack() -> usize {
+/// painted it. `None` where no word is.
+fn deepest_stack() -> Option<usize> {
     unsafe extern "C" {
         static _stack_start: u32;
         static _stack_end: u32;
@@ -52,7 +58,8 @@ fn deepest_stack() -> usize {
     let (start, end) = ((&raw const _stack_start) as usize, (&raw const _stack_end) as usize);
     // SAFETY: both symbols bound the RAM that cortex-m-rt gives to the stack, which is painted and word-aligned.
     let painted = |at: &usize| unsafe { (*at as *const u32).read_volatile() } == cortex_m_rt::STACK_PAINT_VALUE;
-    start - (end..start).step_by(size_of::<u32>()).find(|at| !painted(at)).unwrap_or(start)
+    let deepest = (end..start).step_by(size_of::<u32>()).find(|at| !painted(at)).unwrap_or(start);
+    (deepest > end).then_some(start - deepest)
 }
 
 fn exit(success: bool) -> ! {
