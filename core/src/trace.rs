@@ -6,7 +6,7 @@
 //!
 //! # Format
 //!
-//! A trace is a run of frames, each a length of two bytes (little-endian) and as many bytes of [`wire`](crate::wire): postcard
+//! A trace is a run of frames, each a length of two bytes (little-endian) and as many bytes of [`wire`]: postcard
 //! with a CRC-32 behind it. The first is a [`TraceHeader`], the others are [`Record`]s, none longer than [`MAX_FRAME`],
 //! in this order:
 //!

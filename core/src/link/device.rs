@@ -9,7 +9,7 @@
 //! }
 //! ```
 //!
-//! Memory is fixed: [`QUEUE`] requests wait, [`OUTBOX`](super::reliable::OUTBOX) messages are under way, [`LOG`] bytes of log.
+//! Memory is fixed: [`QUEUE`] requests wait, [`OUTBOX`] messages are under way, [`LOG`] bytes of log.
 //! Where the host does not read, there is no room for another token and the engine is not asked for one; a message that
 //! cannot be answered for want of room is left on the line, whose reliable part brings it again. Cancellations always
 //! get through.

@@ -5,7 +5,7 @@
 //! | [`frame`] | messages as checked frames, and back from any bytes |
 //! | [`message`] | what host and device say to each other |
 //! | [`reliable`] | frames in order, once, whatever the line loses |
-//! | [`device`] | the device's loop over an [`Engine`](device::Engine) |
+//! | [`device`] | the device's loop over an [`Engine`] |
 //! | [`client`] | the host's side |
 //!
 //! Nothing here does input or output, waits, allocates or looks at a clock: bytes and the time come in, bytes come out. Both
