@@ -226,8 +226,10 @@ proptest! {
                 for c in 0..d {
                     let from = token * d + c;
                     let is = if is_thin && !masks.unwrap().keys.contains(c) { 0.0 } else { stored(life.keys, keys[from]) };
-                    // What a group that was stored anew has rounded again is still near.
-                    let most = if is_thin { 4.0 * tolerance(life.keys) } else { 0.0 };
+                    // An admission stores a group anew once at most, and rounds by half a step again; that one number is
+                    // always pushed the same way is not to be expected.
+                    let rounded = (2.0 + index as f32).min(8.0);
+                    let most = if is_thin { rounded * tolerance(life.keys) } else { 0.0 };
                     prop_assert!((key[c] - is).abs() <= most, "key {token} is off by {}", key[c] - is);
                     let most = if is_thin { tolerance(life.values) } else { 0.0 };
                     let gone = is_thin && !masks.unwrap().values.contains(c);
