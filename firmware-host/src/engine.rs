@@ -133,7 +133,9 @@ impl ModelEngine {
         }
         let name = config.name.clone().unwrap_or_default();
         let calibration = Calibration::find(&checkpoint)?;
-        let policy = options.policy.unwrap_or_else(|| policy::default(calibration.is_some(), options.engine.device));
+        let policy = options
+            .policy
+            .unwrap_or_else(|| policy::default(config.head_dim, calibration.is_some(), options.engine.device));
         let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
         let template = tokenizer.chat_template()?;
         let runtime = Runtime::load(&checkpoint, options.engine, &mut |_, _| {})?;

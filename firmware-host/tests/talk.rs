@@ -66,7 +66,7 @@ fn answer(temperature: f32, seed: u64) -> String {
     let mut tokens = tokenizer.encode(&text, false).unwrap();
     let options = EngineOptions::default();
     let mut engine = Engine::load(&checkpoint, options, &mut |_, _| {}).unwrap();
-    let policy = policy::default(calibration.is_some(), options.device);
+    let policy = policy::default(checkpoint.config().head_dim, calibration.is_some(), options.device);
     let design = Planner::new(&checkpoint, calibration.as_ref()).design(policy).unwrap();
     let options = design.options(1, tokens.len() + TOKENS, RECENT, WINDOW);
     let mut session = engine.session(options, |layer, head| design.kept(layer, head)).unwrap();

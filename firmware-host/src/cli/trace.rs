@@ -79,7 +79,8 @@ fn record(arguments: &RecordArguments) -> Result<(), CliError> {
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
     let calibration = Calibration::find(&checkpoint)?;
-    let policy = arguments.policy.unwrap_or_else(|| policy::default(calibration.is_some(), Device::Ndarray));
+    let head_dim = checkpoint.config().head_dim;
+    let policy = arguments.policy.unwrap_or_else(|| policy::default(head_dim, calibration.is_some(), Device::Ndarray));
     let design = CacheDesign::new(policy, checkpoint.config(), calibration.as_ref())?;
     let tokens = tokenizer.encode_plain(&text, true)?;
     let mut engine = Engine::load(&checkpoint, EngineOptions::default(), &mut |_, _| {})?;

@@ -64,7 +64,7 @@ impl Budget {
         }
         let (calibration, device) = (Calibration::find(checkpoint)?, options.model.device());
         let planner = Planner::new(checkpoint, calibration.as_ref());
-        let policy = options.cache.policy(calibration.is_some(), device);
+        let policy = options.cache.policy(checkpoint.config(), calibration.is_some(), device);
         let policy = match choice {
             None => policy,
             Some(LambdaChoice::Fixed(lambda)) => policy.with_lambda(lambda)?,

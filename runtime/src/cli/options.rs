@@ -8,7 +8,10 @@ use clap::{
 use std::{fs, num::NonZeroUsize, path::PathBuf, thread};
 use thinkey::{
     engine::{Activations, Device, Engine, EngineOptions, Session},
-    model::transformer::{RECENT, WINDOW},
+    model::{
+        ModelConfig,
+        transformer::{RECENT, WINDOW},
+    },
     plan::Workload,
     policy::{self, CacheDesign},
     sample::{Sampler, Sampling},
@@ -102,9 +105,9 @@ pub struct PolicyOptions {
 }
 
 impl PolicyOptions {
-    /// The policy asked for, or else the default for a model that is `calibrated` or not, on `device`.
-    pub fn policy(&self, calibrated: bool, device: Device) -> Policy {
-        stored(self.policy.unwrap_or_else(|| policy::default(calibrated, device)), self.kv_type)
+    /// The policy asked for, or else the default for a model of `config` that is `calibrated` or not, on `device`.
+    pub fn policy(&self, config: &ModelConfig, calibrated: bool, device: Device) -> Policy {
+        stored(self.policy.unwrap_or_else(|| policy::default(config.head_dim, calibrated, device)), self.kv_type)
     }
 }
 
@@ -242,8 +245,8 @@ impl CacheOptions {
     }
 
     /// The policy, its λ aside.
-    pub fn policy(&self, calibrated: bool, device: Device) -> Policy {
-        self.policy.policy(calibrated, device)
+    pub fn policy(&self, config: &ModelConfig, calibrated: bool, device: Device) -> Policy {
+        self.policy.policy(config, calibrated, device)
     }
 
     /// λ, or how to find it, where the policy's is not meant.

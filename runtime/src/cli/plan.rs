@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         planned => planned.unwrap_or(config.context),
     };
     let calibration = Calibration::find(&checkpoint)?;
-    let policy = arguments.policy.policy(calibration.is_some(), Device::Ndarray);
+    let policy = arguments.policy.policy(config, calibration.is_some(), Device::Ndarray);
     let policy = arguments.lambda.map_or(Ok(policy), |lambda| policy.with_lambda(lambda))?;
     let workload = Workload {
         context,

@@ -216,11 +216,15 @@ impl CacheDesign {
     }
 }
 
-/// What a cache does where nobody says: the preset `balanced`, with as many channels in every head where the model is not
-/// `calibrated`, and with keys and values in f16 on devices that store no codes.
+/// What a cache of heads of `head_dim` channels does where nobody says: the preset `balanced`, with as many channels in every
+/// head where the model is not `calibrated`, with values in int4 where they cannot be turned, and with keys and values in f16
+/// on devices that store no codes.
 #[must_use]
-pub fn default(calibrated: bool, device: Device) -> Policy {
+pub fn default(head_dim: usize, calibrated: bool, device: Device) -> Policy {
     let mut policy = Policy::BALANCED;
+    if !head_dim.is_power_of_two() {
+        policy.values = Store::Int4;
+    }
     if !calibrated {
         policy.choice = Choice::Top { lambda: policy.lambda().unwrap_or(Lambda::WHOLE) };
     }
@@ -240,6 +244,31 @@ fn eviction(tokens: Tokens) -> Option<Eviction> {
         }
         Tokens::H2o { capacity, recent } => {
             Some(Eviction::H2o(H2o { capacity: capacity as usize, recent: recent as usize }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thinkey_core::{Head, HeadLayout, StorageKind};
+
+    #[test]
+    fn the_default_is_stored_with_heads_of_any_number_of_channels() {
+        for head_dim in [48_u16, 64, 80, 96, 128] {
+            let policy = default(head_dim.into(), true, Device::Ndarray);
+            assert_eq!(policy.check(), Ok(()));
+            let [keys, values] = [policy.keys, policy.values].map(|store| StorageKind::try_from(store).unwrap());
+            let layout = HeadLayout {
+                head_dim,
+                kept_values: head_dim,
+                keys,
+                values,
+                ..HeadLayout::of::<Head<48, 500>>(32, 1, keys, keys)
+            };
+            assert_eq!(layout.check(), Ok(()), "{head_dim}");
+            // Values turn wherever they can.
+            assert_eq!(values.turns(), matches!(head_dim, 64 | 128), "{head_dim}");
         }
     }
 }
