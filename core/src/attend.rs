@@ -9,8 +9,8 @@
 use crate::{
     BLOCK, ChannelMask, Error, HeadRef, MAX_GROUP, MAX_HEAD_DIM,
     error::check_len,
-    quant::GROUP,
-    storage::{Element, Form, StorageKind, TURNED_KEYS, elements, with_element},
+    quant::{GROUP, halves::KeyGroups},
+    storage::{Element, Form, HALVED_VALUES, StorageKind, elements, with_element},
     value::turn,
 };
 use core::ops::Range;
@@ -189,12 +189,11 @@ impl Loops for Plain {
                         }
                     }
                 }),
-                Form::Turned(_) => return Err(TURNED_KEYS),
-                Form::Codes(kind) => {
-                    let groups = kind.parts(keys.bytes, keys.channels)?;
+                form => {
+                    let groups = KeyGroups::new(form, keys.bytes, keys.channels)?;
                     for (channel, &q) in query.iter().enumerate() {
                         for (lane, score) in scores.iter_mut().enumerate() {
-                            *score += q * groups.key(channel, lane);
+                            *score += q * groups.get(channel, lane);
                         }
                     }
                 }
@@ -223,6 +222,7 @@ impl Loops for Plain {
                             *mix += weight * value.load();
                         }
                     }),
+                    Form::Halves => return Err(HALVED_VALUES),
                     form @ (Form::Codes(kind) | Form::Turned(kind)) => {
                         let groups = match form {
                             Form::Turned(_) => kind.turned_parts(values.bytes, values.head_dim)?,

@@ -10,12 +10,12 @@
 
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM, Span,
-    channel::{compensate::Correction, lowrank::Projection, norm, random, score, select},
+    channel::{compensate::Correction, lowrank::Projection, norm, predict::Prediction, random, score, select},
     error::check_len,
     log::debug,
     policy::{Fix, Score},
-    quant::GROUP,
-    storage::{Element, Form, TURNED_KEYS, elements, elements_mut, with_element},
+    quant::{GROUP, halves::KeyGroups},
+    storage::{Element, Form, HALVED_VALUES, elements, elements_mut, with_element},
     value::turn,
 };
 pub use evict::Kept;
@@ -84,7 +84,8 @@ impl Rows<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Masks {
-    /// Of keys. Where these are [projected](crate::channel::lowrank), only its length says something.
+    /// Of keys. Where these are [projected](crate::channel::lowrank), only its length says something; where they are
+    /// [predicted](crate::channel::predict), the order in which they are stored is another.
     pub keys: ChannelMask,
     /// Of values.
     pub values: ChannelMask,
@@ -273,9 +274,9 @@ impl<'a> HeadRef<'a> {
         &self.bytes[self.layout.sink_values(self.slot)]
     }
 
-    /// How queries are corrected, `[D−T][T+1]`, or projected, `[D][T+1]`, in numbers of
+    /// How queries are corrected, `[D−T][T+1]`, or projected, `[D][T+1]` and more, in numbers of
     /// [`correction_kind`](HeadLayout::correction_kind) and more: 32 numbers can be read from any of them on. `None` where
-    /// the layout has no correction, or keeps every channel.
+    /// the layout has no correction, or keeps every channel unpredicted.
     #[must_use]
     pub fn correction(&self) -> Option<&'a [u8]> {
         let range = self.layout.correction(self.slot);
@@ -297,12 +298,11 @@ impl<'a> HeadRef<'a> {
                     *x = stored.load();
                 }
             }),
-            Form::Turned(_) => return Err(TURNED_KEYS),
-            Form::Codes(kind) => {
-                let groups = kind.parts(self.key_block(block), self.layout.kept as usize)?;
+            form => {
+                let groups = KeyGroups::new(form, self.key_block(block), self.layout.kept as usize)?;
                 for (channel, out) in out.chunks_exact_mut(BLOCK).enumerate() {
                     for (lane, x) in out.iter_mut().enumerate() {
-                        *x = groups.key(channel, lane);
+                        *x = groups.get(channel, lane);
                     }
                 }
             }
@@ -348,6 +348,7 @@ impl<'a> HeadRef<'a> {
                     turn(value);
                 }
             }
+            Form::Halves => return Err(HALVED_VALUES),
             Form::Codes(kind) => {
                 let groups = kind.parts(self.value_block(block), BLOCK * channels.len().div_ceil(GROUP))?;
                 for (lane, value) in values {
@@ -411,8 +412,8 @@ impl<'a> HeadRef<'a> {
         Ok(())
     }
 
-    /// Writes what is stored of prefix token `token` (0 is the oldest) as f32: the key's kept channels (length T) and
-    /// the value (length D), with zeros in channels that the prefix lacks.
+    /// Writes what is stored of prefix token `token` (0 is the oldest) as f32: the key's kept channels (length T), or
+    /// the numbers that it is projected or predicted by, and the value (length D), with zeros in channels that the prefix lacks.
     ///
     /// # Errors
     /// [`Error::Index`] where there is no such token, [`Error::Length`] for other lengths.
@@ -431,11 +432,10 @@ impl<'a> HeadRef<'a> {
                     *x = stored[channel * BLOCK + lane].load();
                 }
             }),
-            Form::Turned(_) => return Err(TURNED_KEYS),
-            Form::Codes(kind) => {
-                let groups = kind.parts(self.key_block(block), key.len())?;
+            form => {
+                let groups = KeyGroups::new(form, self.key_block(block), key.len())?;
                 for (channel, x) in key.iter_mut().enumerate() {
-                    *x = groups.key(channel, lane);
+                    *x = groups.get(channel, lane);
                 }
             }
         }
@@ -471,6 +471,9 @@ pub enum Moments<'a> {
         mean: &'a [f32],
         /// C, `[D][D]`.
         covariance: &'a [f32],
+        /// The kept channels in the order of their [choice](crate::channel::residual), which is that of
+        /// [prediction](crate::channel::predict); of no meaning for other fixes.
+        order: &'a [u16],
         /// Scratch of [`HeadLayout::scratch_len`] floats.
         scratch: &'a mut [f32],
     },
@@ -658,10 +661,11 @@ impl<'a> HeadMut<'a> {
     /// Stores how queries are to be corrected for the channels that `mask`, which is to be given to
     /// [`admit`](Self::admit), does not keep: as [`Correction::solve`] does from `moments`, the mean and the covariance of the
     /// head's keys and scratch for it, or by the [means](Correction::means) of whole tokens. Where keys are projected,
-    /// [`Projection::solve`] says on what; by means alone on the channels of the mask. Nothing where the layout has neither.
+    /// [`Projection::solve`] says on what; by means alone on the channels of the mask. Where they are predicted,
+    /// [`Prediction::solve`] says by what. Nothing where the layout has neither.
     ///
     /// # Errors
-    /// As [`Correction::solve`] and [`Projection::solve`]; [`Error::Kept`] for a mask of another shape.
+    /// As [`Correction::solve`], [`Projection::solve`] and [`Prediction::solve`]; [`Error::Kept`] for a mask of another shape.
     pub fn correct(&mut self, mask: &ChannelMask, moments: Moments<'_>) -> Result<(), Error> {
         check_mask(mask, self.layout.kept, &self.layout)?;
         let range = self.layout.correction(self.slot);
@@ -677,7 +681,12 @@ impl<'a> HeadMut<'a> {
             let memory = elements_mut::<E>(&mut self.bytes[range])?;
             match (self.layout.fix, moments) {
                 (Fix::Lowrank, Moments::Tokens { .. }) => Projection::onto(mask, means, memory),
-                (Fix::Lowrank, Moments::Known { mean, covariance, scratch }) => {
+                (Fix::Predictive, Moments::Tokens { .. }) => Prediction::means(means, mask, memory).map(|_| ()),
+                (Fix::Predictive, Moments::Known { mean, covariance, order, scratch }) => {
+                    check_len("channels in order", mask.kept(), order.len())?;
+                    Prediction::solve(mean, covariance, order, scratch, memory).map(|_| ())
+                }
+                (Fix::Lowrank, Moments::Known { mean, covariance, scratch, .. }) => {
                     let capacity = scratch.len();
                     let (scratch, own) = scratch
                         .split_at_mut_checked(Projection::scratch_len(mean.len()))
@@ -685,7 +694,7 @@ impl<'a> HeadMut<'a> {
                     Projection::solve(mean, covariance, mask.kept(), scratch, own)?.columns(memory)
                 }
                 (_, Moments::Tokens { .. }) => Correction::means(means, mask, memory).map(|_| ()),
-                (_, Moments::Known { mean, covariance, scratch }) => {
+                (_, Moments::Known { mean, covariance, scratch, .. }) => {
                     Correction::solve(mean, covariance, mask, scratch, memory).map(|_| ())
                 }
             }

@@ -2,10 +2,10 @@
 
 use crate::{
     BLOCK, Error, HeadShape, MAX_HEAD_DIM, Retention,
-    channel::{compensate::Correction, lowrank::Projection},
+    channel::{compensate::Correction, lowrank::Projection, predict::Prediction},
     policy::Fix,
-    quant::QUAD,
-    storage::{ALIGN, FloatKind, Form, StorageKind, TURNED_KEYS, align},
+    quant::{QUAD, halves},
+    storage::{ALIGN, FloatKind, Form, HALVED_VALUES, StorageKind, TURNED_KEYS, align},
 };
 use core::ops::Range;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 /// pages × value block [32][T′]       token-major
 /// slots × ring        keys [D][ring] channel-major, values [ring][D], query energy [D] f32
 ///         sinks       keys [D][sinks] channel-major, values [sinks][D]
-///         correction  [D-T][T+1], see `Correction`; of low-rank keys [D][T+1], see `Projection`
+///         correction  [D-T][T+1], see `Correction`; of low-rank keys [D][T+1], see `Projection`; of
+///                     predicted ones T more, see `Prediction`
 ///         ranks       [lanes] and [R + 32] f32, where tokens are evicted by them
 /// ```
 ///
@@ -35,7 +36,7 @@ pub struct HeadLayout {
     /// Newest tokens always stored whole, R.
     pub recent: u16,
     /// How queries make up for what the keys of the prefix lack: [corrected](Correction) for channels, or
-    /// [projected](Projection) as the keys are.
+    /// [projected](Projection) as the keys are, or by what these are [predicted](Prediction) by.
     pub fix: Fix,
     /// Value channels kept in the prefix, T′.
     pub kept_values: u16,
@@ -95,6 +96,12 @@ impl HeadLayout {
         }
         if self.keys.turns() {
             return Err(TURNED_KEYS);
+        }
+        if self.values.halves() {
+            return Err(HALVED_VALUES);
+        }
+        if self.predicts() && matches!(self.keys.form(), Form::Float(_)) || self.keys.halves() && !self.predicts() {
+            return Err(Error::Inconsistent { what: "layout" });
         }
         if self.values.turns() && (!head_dim.is_power_of_two() || kept_values < head_dim) {
             return Err(Error::Turned { channels: kept_values, head_dim });
@@ -196,6 +203,7 @@ impl HeadLayout {
         let (head_dim, kept) = (self.head_dim as usize, self.kept as usize);
         // As for the keys of sinks.
         let numbers = match self.fix {
+            Fix::Predictive => Prediction::len(head_dim, kept),
             _ if kept == head_dim => return 0,
             Fix::None => return 0,
             Fix::Compensated => Correction::len(head_dim, kept),
@@ -212,6 +220,7 @@ impl HeadLayout {
             Fix::None => 0,
             Fix::Compensated => Correction::scratch_len(kept),
             Fix::Lowrank => Projection::scratch_len(head_dim) + Projection::len(head_dim, kept),
+            Fix::Predictive => Prediction::scratch_len(head_dim, kept),
         }
     }
 
@@ -226,6 +235,7 @@ impl HeadLayout {
                 let most = kept * kind.bytes(QUAD) / QUAD + kind.bytes(QUAD) + ALIGN;
                 most - self.mask_at()
             }
+            Form::Halves => halves::most_bytes(kept) + ALIGN - self.mask_at(),
         }
     }
 
@@ -233,7 +243,7 @@ impl HeadLayout {
     #[must_use]
     pub(crate) const fn most_correction_bytes(&self) -> usize {
         let (mut kept, mut most) = (1, 0);
-        while kept < self.head_dim {
+        while kept <= self.head_dim {
             let bytes = Self { kept, ..*self }.correction_bytes();
             most = if bytes > most { bytes } else { most };
             kept += 1;
@@ -247,10 +257,17 @@ impl HeadLayout {
         self.kept_values < self.head_dim
     }
 
-    /// Whether the prefix holds coordinates of keys, and not channels of them.
+    /// Whether the prefix holds coordinates of keys, or what their channels do not tell of each other, and not channels:
+    /// queries then meet it through the columns of the correction, all of them.
     #[must_use]
     pub const fn projects(&self) -> bool {
-        matches!(self.fix, Fix::Lowrank) && self.kept < self.head_dim
+        matches!(self.fix, Fix::Lowrank) && self.kept < self.head_dim || self.predicts()
+    }
+
+    /// Whether the prefix holds what channels of keys do not tell of each other, see [`Prediction`].
+    #[must_use]
+    pub const fn predicts(&self) -> bool {
+        matches!(self.fix, Fix::Predictive)
     }
 
     const fn slot_bytes(&self) -> usize {

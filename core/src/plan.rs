@@ -302,6 +302,19 @@ mod tests {
         }
     }
 
+    /// Half of the channels in four bits and half in two, and a projection that keeps its order.
+    #[test]
+    fn predicted_keys_take_three_bits_a_number() {
+        let plan = CachePlan { keys: StorageKind::Int4Int2, fix: Fix::Predictive, ..SMOL };
+        let bytes = plan.bytes(|_, _| 40).unwrap();
+        assert_eq!(bytes.prefix_keys, 90 * 127 * (20 * (16 + 4) + 20 * (8 + 4)));
+        assert_eq!(bytes.corrections, 90 * ((64 * 41 + 40 + 32) * 2usize).next_multiple_of(64));
+        assert!(plan.bytes(|_, _| 64).unwrap().corrections > bytes.corrections);
+        assert!(CachePlan { fix: Fix::Compensated, ..plan }.head(40).is_err());
+        assert!(CachePlan { keys: StorageKind::F16, ..plan }.head(40).is_err());
+        assert!(CachePlan { values: StorageKind::Int4Int2, ..plan }.head(40).is_err());
+    }
+
     #[test]
     fn the_arena_is_the_sum_of_the_heads() {
         let plan = CachePlan { slots: 3, ..SMOL };
@@ -323,8 +336,11 @@ mod tests {
     #[test]
     fn a_flexible_plan_has_room_for_any_split() {
         for keys in StorageKind::ALL.into_iter().filter(|kind| !kind.turns()) {
-            for fix in [Fix::None, Fix::Compensated, Fix::Lowrank] {
+            for fix in [Fix::None, Fix::Compensated, Fix::Lowrank, Fix::Predictive] {
                 let plan = CachePlan { layers: 2, keys, fix, tokens: 500, ..SMOL };
+                if plan.head(64).is_err() {
+                    continue;
+                }
                 for mean in [1, 13, 32, 63, 64] {
                     let room = CachePlan { flexible: true, ..plan }.bytes(|_, _| mean).unwrap().arena();
                     for by in 0..=mean.min(64 - mean) {

@@ -14,9 +14,9 @@
 //! tokens      = all | window(sinks,window) | snapkv(capacity,window,kernel,avg|max) | h2o(capacity,recent)
 //! score       = query | residual | sample(tokens) | sketch(rows) | l1 | l2 | random(seed)
 //! choice      = whole | top(λ) | threshold(energy) | adaptive(λ,minimum) | calibrated(λ,multiple) | dynamic(least,most)
-//! fix         = none | compensated | lowrank
+//! fix         = none | compensated | predictive | lowrank
 //! thin-values = whole | query(λ) | l2(λ)
-//! keys, values = f32 | f16 | bf16 | int8 | int4 | int3 | int2
+//! keys, values = f32 | f16 | bf16 | int8 | int4 | int3 | int2 | of keys: int4/2 | of values: turned4 | turned3 | turned2
 //! heads       = kv | query
 //! life        = prompt | turn | every(tokens)
 //! lambda      = λ of the choice, as it is after the items before
@@ -172,6 +172,9 @@ pub enum Fix {
     Compensated,
     /// Keys are stored along their main directions instead; see [`lowrank`](crate::channel::lowrank).
     Lowrank,
+    /// As compensated, and a stored channel also makes up for what rounding has taken from those before it; see
+    /// [`predict`](crate::channel::predict).
+    Predictive,
 }
 
 /// Which value channels are kept.
@@ -221,11 +224,14 @@ pub enum Store {
     Turned3,
     /// Of values only: turned, 2-bit codes with one scale a token.
     Turned2,
+    /// Of keys only: the channels that are chosen first in 4-bit codes, as many others in 2-bit codes, in groups of 32.
+    #[serde(rename = "int4/2")]
+    Int4Int2,
 }
 
 impl Store {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -236,6 +242,7 @@ impl Store {
         Self::Turned4,
         Self::Turned3,
         Self::Turned2,
+        Self::Int4Int2,
     ];
 
     /// The name, as [`StorageKind::name`] has it.
@@ -252,7 +259,14 @@ impl Store {
             Self::Turned4 => "turned4",
             Self::Turned3 => "turned3",
             Self::Turned2 => "turned2",
+            Self::Int4Int2 => "int4/2",
         }
+    }
+
+    /// Whether it is for keys alone, and only for those that have an order.
+    #[must_use]
+    pub const fn halves(self) -> bool {
+        matches!(self, Self::Int4Int2)
     }
 
     /// Whether it is for values alone.
@@ -392,7 +406,7 @@ impl Policy {
     }
 
     /// The same policy at another λ: where that is 0, all channels are kept, once a KV head, and nothing is corrected; where
-    /// all were kept, every head now keeps as many.
+    /// all were kept, every head now keeps as many. Keys in `int4/2`, whose channels then have no order, become `int4`.
     ///
     /// # Errors
     /// [`PolicyError::Conflict`] where the choice has no λ.
@@ -403,6 +417,9 @@ impl Policy {
             self.fix = Fix::None;
             self.heads = Heads::Kv;
             self.life = Life::Prompt;
+            if self.keys.halves() {
+                self.keys = Store::Int4;
+            }
             return Ok(self);
         }
         self.choice = match self.choice {
@@ -428,8 +445,33 @@ impl Policy {
         if fixed && self.choice == Choice::Whole {
             return conflict("choice=whole", "fix", "every channel is kept, so there is nothing to correct");
         }
-        if self.score == Score::Residual && self.fix != Fix::Compensated {
-            return conflict("score=residual", "fix", "it counts on the correction; give fix=compensated");
+        let (residual, predictive) = (self.score == Score::Residual, self.fix == Fix::Predictive);
+        if residual && !matches!(self.fix, Fix::Compensated | Fix::Predictive) {
+            return conflict(
+                "score=residual",
+                "fix",
+                "it counts on the correction; give fix=compensated or predictive",
+            );
+        }
+        if predictive && !residual {
+            return conflict(
+                "fix=predictive",
+                "score",
+                "channels are told by those chosen before; give score=residual",
+            );
+        }
+        if predictive && matches!(self.keys, Store::F32 | Store::F16 | Store::Bf16) {
+            return conflict("fix=predictive", "keys", "it makes up for rounding to codes; give fix=compensated");
+        }
+        if self.keys.halves() && !predictive {
+            return conflict(
+                "keys=int4/2",
+                "fix",
+                "only fix=predictive stores the channels in the order of their choice",
+            );
+        }
+        if self.values.halves() {
+            return conflict("values", "int4/2", "a value has no order of channels; it is for keys");
         }
         if self.keys.turns() {
             return conflict(
@@ -459,6 +501,13 @@ impl Policy {
         if matches!(self.tokens, Tokens::Snapkv { .. } | Tokens::H2o { .. }) {
             if self.life != Life::Prompt {
                 return conflict("tokens", "life", "tokens that take the places of others are of the masks of these");
+            }
+            if predictive {
+                return conflict(
+                    "tokens",
+                    "fix=predictive",
+                    "tokens are evicted one by one, and thinned keys are predicted in blocks",
+                );
             }
             if self.fix == Fix::Lowrank {
                 return conflict(

@@ -27,6 +27,8 @@ use crate::{
 };
 use half::f16;
 
+pub mod halves;
+
 /// Numbers of a group.
 pub const GROUP: usize = BLOCK;
 
@@ -328,6 +330,20 @@ impl GroupsMut<'_> {
         let mut codes = [0; GROUP];
         (self.scales[group], self.mins[group]) = quantise(self.kind, numbers, &mut codes);
         self.put_codes(group, (0..).zip(codes));
+    }
+
+    /// Stores group `group`, which follows the one stored before, and replaces its numbers by what is stored of them. `quad` holds
+    /// codes until there are four groups, or all.
+    fn put_next(&mut self, group: usize, numbers: &mut [f32; GROUP], quad: &mut [[u8; GROUP]; QUAD]) {
+        let at = group % QUAD;
+        let (scale, min) = quantise(self.kind, numbers, &mut quad[at]);
+        (self.scales[group], self.mins[group]) = (scale, min);
+        let (scale, min) = (scale.load(), min.load());
+        numbers.iter_mut().zip(&quad[at]).for_each(|(x, &code)| *x = f32::from(code) * scale + min);
+        if at + 1 == QUAD || group + 1 == self.scales.len() {
+            quad[at + 1..].fill([0; GROUP]);
+            self.pack(group / QUAD, quad);
+        }
     }
 
     fn put_codes(&mut self, group: usize, codes: impl Iterator<Item = (usize, u8)>) {

@@ -8,7 +8,7 @@
 
 use crate::{
     BLOCK, Error,
-    quant::{CodeKind, GROUP},
+    quant::{CodeKind, GROUP, halves},
 };
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,9 @@ pub enum StorageKind {
     Turned3,
     /// Turned values in symmetric 2-bit codes.
     Turned2,
+    /// Of keys only, asymmetric codes in groups of 32: of the first half of the channels 4-bit ones, of the others 2-bit ones,
+    /// see [`Form::Halves`].
+    Int4Int2,
 }
 
 /// The ways of storing numbers: each by itself, or as codes in groups, or values as codes of a turned vector.
@@ -63,6 +66,9 @@ pub enum Form {
     /// Of values only: codes of the [turned](crate::value::turn) value, which are symmetric about 0, with one scale a token.
     /// D must be a power of two, and no value channel may be missing.
     Turned(CodeKind),
+    /// Of keys only, which are [predicted](crate::channel::predict): codes in groups of 32, of the first
+    /// [half](crate::quant::halves) of the channels with four bits, of the others with two.
+    Halves,
 }
 
 /// Floating-point numbers as the cache stores them.
@@ -100,7 +106,7 @@ impl From<FloatKind> for StorageKind {
 
 impl StorageKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -111,6 +117,7 @@ impl StorageKind {
         Self::Turned4,
         Self::Turned3,
         Self::Turned2,
+        Self::Int4Int2,
     ];
 
     /// How numbers lie in the prefix.
@@ -127,6 +134,7 @@ impl StorageKind {
             Self::Turned4 => Form::Turned(CodeKind::Int4),
             Self::Turned3 => Form::Turned(CodeKind::Int3),
             Self::Turned2 => Form::Turned(CodeKind::Int2),
+            Self::Int4Int2 => Form::Halves,
         }
     }
 
@@ -136,12 +144,18 @@ impl StorageKind {
         matches!(self.form(), Form::Turned(_))
     }
 
+    /// Whether it is for keys alone, and only where their channels have an order.
+    #[must_use]
+    pub const fn halves(self) -> bool {
+        matches!(self.form(), Form::Halves)
+    }
+
     /// The kind in which tokens of the recent ring are stored: never quantised.
     #[must_use]
     pub const fn ring(self) -> FloatKind {
         match self.form() {
             Form::Float(kind) => kind,
-            Form::Codes(_) | Form::Turned(_) => FloatKind::F16,
+            Form::Codes(_) | Form::Turned(_) | Form::Halves => FloatKind::F16,
         }
     }
 
@@ -151,6 +165,7 @@ impl StorageKind {
         match self.form() {
             Form::Float(kind) => align(BLOCK * kept * kind.bytes()),
             Form::Codes(kind) | Form::Turned(kind) => align(kind.bytes(kept)),
+            Form::Halves => align(halves::bytes(kept)),
         }
     }
 
@@ -160,6 +175,8 @@ impl StorageKind {
         match self.form() {
             Form::Float(kind) => align(BLOCK * head_dim * kind.bytes()),
             Form::Codes(kind) => align(kind.bytes(BLOCK * head_dim.div_ceil(GROUP))),
+            // There are none.
+            Form::Halves => 0,
             Form::Turned(kind) => align(kind.turned_bytes(head_dim)),
         }
     }
@@ -178,12 +195,16 @@ impl StorageKind {
             Self::Turned4 => "turned4",
             Self::Turned3 => "turned3",
             Self::Turned2 => "turned2",
+            Self::Int4Int2 => "int4/2",
         }
     }
 }
 
 /// Keys are never turned: a layout with such keys is refused before there are any.
 pub(crate) const TURNED_KEYS: Error = Error::Inconsistent { what: "how keys are stored" };
+
+/// Values have no halves: a layout with such values is refused before there are any.
+pub(crate) const HALVED_VALUES: Error = Error::Inconsistent { what: "how values are stored" };
 
 /// A number as the cache stores it.
 pub trait Element: bytemuck::Pod {
@@ -352,7 +373,7 @@ mod tests {
     /// The order of the kinds is part of the wire format.
     #[test]
     fn kinds_keep_their_numbers() {
-        let kinds = ["f32", "f16", "int8", "int4", "bf16", "int3", "int2", "turned4", "turned3", "turned2"];
+        let kinds = ["f32", "f16", "int8", "int4", "bf16", "int3", "int2", "turned4", "turned3", "turned2", "int4/2"];
         for (number, name) in kinds.into_iter().enumerate() {
             let kind = StorageKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap();
             assert_eq!(kind as usize, number, "{name}");

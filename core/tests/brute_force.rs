@@ -6,6 +6,7 @@ use thinkey_core::{
     StorageKind, attend,
     channel::{compensate::Correction, select::select},
     policy::Fix,
+    quant::halves,
     storage::{Element, FloatKind},
 };
 
@@ -30,16 +31,23 @@ struct Life {
 /// Kinds for keys, all but those that are for values alone, and for values.
 fn kinds() -> (impl Strategy<Value = StorageKind>, impl Strategy<Value = StorageKind>) {
     let keys: Vec<_> = StorageKind::ALL.into_iter().filter(|kind| !kind.turns()).collect();
-    (prop::sample::select(keys), prop::sample::select(&StorageKind::ALL[..]))
+    let values: Vec<_> = StorageKind::ALL.into_iter().filter(|kind| !kind.halves()).collect();
+    (prop::sample::select(keys), prop::sample::select(values))
 }
 
 fn lives() -> impl Strategy<Value = Life> {
-    let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank][..]);
+    let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank, Fix::Predictive][..]);
     let value_lambda = prop_oneof![2 => Just(0u16), 1 => 1u16..1000];
     let fix = prop_oneof![3 => fix.prop_map(|fix| (fix, false)), 1 => Just((Fix::None, true))];
     let first = (prop_oneof![Just(0usize), 1usize..6, Just(40usize)], fix, value_lambda);
     (1usize..=80, first, 0usize..50, 1usize..=4, prop::option::of(1usize..250), kinds(), any::<u64>()).prop_flat_map(
         |(head_dim, (sinks, (fix, renews), value_lambda), recent, group, window, (keys, values), seed)| {
+            // What is predicted are codes, and halves are of what is predicted.
+            let (fix, renews) = if keys.halves() { (Fix::Predictive, false) } else { (fix, renews) };
+            let keys = match (fix, keys) {
+                (Fix::Predictive, StorageKind::F32 | StorageKind::F16 | StorageKind::Bf16) => StorageKind::Int4,
+                _ => keys,
+            };
             // Turned values have all channels, a power of two.
             let (head_dim, value_lambda) =
                 if values.turns() { (head_dim.next_power_of_two(), 0) } else { (head_dim, value_lambda) };
@@ -143,6 +151,11 @@ fn project(columns: &[f32], x: &[f32], coordinates: &mut [f32]) -> f32 {
     product
 }
 
+/// Number `index` of those that are stored of a key, which [`contents`] has put where the channels of `mask` are.
+fn stored_number(mask: &ChannelMask, key: &[f32], index: usize) -> f32 {
+    mask.channels().nth(index).map_or(f32::NAN, |channel| key[channel])
+}
+
 /// By how much a coordinate may be off of a key that a ring of this kind has rounded.
 fn rounding(kind: StorageKind) -> f32 {
     match kind.ring() {
@@ -163,7 +176,7 @@ fn corrected(head: &HeadRef<'_>, query: &[f32]) -> (Vec<f32>, f32) {
     let (mut thin, mut added) = (vec![0.0; mask.kept()], 0.0);
     mask.gather(query, &mut thin);
     if let Some(numbers) = correction(head) {
-        added = if head.layout().fix == Fix::Lowrank {
+        added = if head.layout().projects() {
             project(&numbers, query, &mut thin)
         } else {
             Correction::resume(mask, &numbers).unwrap().correct(query, &mut thin).unwrap()
@@ -259,7 +272,11 @@ proptest! {
                             row.iter_mut().enumerate().for_each(|(b, x)| *x = if a == b { 2.0 } else { 0.5 });
                         }
                         let mut scratch = vec![f32::NAN; layout.scratch_len()];
-                        let moments = Moments::Known { mean: &mean, covariance: &covariance, scratch: &mut scratch };
+                        // In the order of falling scores, as the best is chosen first.
+                        let mut order: Vec<u16> = chosen.channels().map(|channel| channel as u16).collect();
+                        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+                        let moments =
+                            Moments::Known { mean: &mean, covariance: &covariance, order: &order, scratch: &mut scratch };
                         head.correct(&chosen, moments).unwrap();
                     }
                 }
@@ -291,7 +308,25 @@ proptest! {
                 let thin = (sinks..sinks + span.prefix()).contains(&token);
                 let row = if token < sinks { token } else { gone + token } * d;
                 let columns = if thin && layout.projects() { correction(&head) } else { None };
-                if let Some(columns) = &columns {
+                if let (Some(columns), true) = (&columns, layout.predicts()) {
+                    // One channel after the other, with what is stored: whatever rounding has taken is told to the next.
+                    let own = |channel: usize| f64::from(columns[channel * (life.kept + 1) + life.kept]);
+                    let mut left: Vec<f64> = (0..d).map(|c| f64::from(keys[row + c]) - own(c)).collect();
+                    for (index, &channel) in columns[d * (life.kept + 1)..][..life.kept].iter().enumerate() {
+                        let told = f64::from(stored_number(&masks.unwrap().keys, &stored_keys[token * d..], index));
+                        let off = (left[channel as usize] - told).abs() as f32;
+                        let kind = match life.keys {
+                            StorageKind::Int4Int2 if index < halves::fine(life.kept) => StorageKind::Int4,
+                            StorageKind::Int4Int2 => StorageKind::Int2,
+                            kind => kind,
+                        };
+                        // Keys, means and what is predicted of them reach as far as four times what keys do alone.
+                        prop_assert!(off <= 4.0 * tolerance(kind) + 0.02, "{index} of {token} is off by {off}");
+                        for (c, left) in left.iter_mut().enumerate() {
+                            *left -= f64::from(columns[c * (life.kept + 1) + index]) * told;
+                        }
+                    }
+                } else if let Some(columns) = &columns {
                     let (mask, mut coordinates) = (masks.unwrap().keys, vec![0.0; life.kept]);
                     let mean = columns.iter().skip(life.kept).step_by(life.kept + 1);
                     let centred: Vec<f32> = keys[row..row + d].iter().zip(mean).map(|(x, mean)| x - mean).collect();

@@ -26,6 +26,7 @@ fn policies() -> impl Strategy<Value = Policy> {
     ];
     let score = prop_oneof![
         Just(Score::Query),
+        Just(Score::Residual),
         any::<u32>().prop_map(|tokens| Score::Sample { tokens }),
         (0u32..80).prop_map(|rows| Score::Sketch { rows }),
         Just(Score::L1),
@@ -40,7 +41,7 @@ fn policies() -> impl Strategy<Value = Policy> {
         (lambda(), any::<u16>()).prop_map(|(lambda, multiple)| Choice::Calibrated { lambda, multiple }),
         (lambda(), lambda()).prop_map(|(least, most)| Choice::Dynamic { least, most }),
     ];
-    let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank][..]);
+    let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank, Fix::Predictive][..]);
     let thin_values = prop_oneof![
         Just(ThinValues::Whole),
         lambda().prop_map(|lambda| ThinValues::Query { lambda }),
@@ -137,6 +138,13 @@ fn combinations_that_cannot_be_name_both_parts() {
         ("choice=adaptive(.5,8),heads=query", "heads=query", "choice"),
         ("choice=threshold(.9),fix=lowrank", "choice=threshold", "fix=lowrank"),
         ("life=turn", "choice=whole", "life"),
+        ("choice=top(.5),score=residual,fix=lowrank", "score=residual", "fix"),
+        ("choice=top(.5),fix=predictive,keys=int4/2", "fix=predictive", "score"),
+        ("choice=top(.5),score=residual,fix=predictive", "fix=predictive", "keys"),
+        ("choice=top(.5),score=residual,fix=compensated,keys=int4/2", "keys=int4/2", "fix"),
+        ("values=int4/2", "values", "int4/2"),
+        ("tokens=h2o(512,32),score=residual,choice=top(.5),fix=predictive,keys=int4", "tokens", "fix=predictive"),
+        ("balanced,fix=predictive,heads=query", "heads=query", "fix"),
         ("balanced,life=every(256)", "life", "fix"),
         ("choice=threshold(.9),life=turn", "life", "choice"),
     ] {
@@ -174,6 +182,19 @@ fn files_name_slots_as_lines_do() {
     assert_eq!(Ok(policy), line.parse());
     assert!(toml::from_str::<Policy>("colour = \"blue\"").is_err());
     assert!(toml::from_str::<Policy>("choice = { top = { lambda = 1000 } }").is_err());
+}
+
+#[test]
+fn predicted_keys_are_written_and_read() {
+    let line = "score=residual,choice=calibrated(.4,8),fix=predictive,keys=int4/2,values=turned2";
+    let policy: Policy = line.parse().unwrap();
+    assert_eq!((policy.fix, policy.keys), (Fix::Predictive, Store::Int4Int2));
+    assert_eq!(policy.to_string(), line);
+    let text = serde_json::to_string(&policy).unwrap();
+    assert!(text.contains("\"keys\":\"int4/2\""), "{text}");
+    // Without a choice channels have no order.
+    let whole = policy.with_lambda(Lambda::WHOLE).unwrap();
+    assert_eq!((whole.check(), whole.keys), (Ok(()), Store::Int4));
 }
 
 #[test]

@@ -56,7 +56,13 @@ fn a_real_run_is_computed_again_without_the_model() {
     // The model's heads have twelve channels, which cannot be turned.
     let refused = record(&folder, "small,choice=top(.7)", RECORDING).unwrap_err().to_string();
     assert!(refused.contains("12 of 12 channels cannot be turned"), "{refused}");
-    for policy in ["think", "balanced,choice=top(.5)", "small,choice=top(.7),values=int2", "quality"] {
+    for policy in [
+        "think",
+        "balanced,choice=top(.5)",
+        "small,choice=top(.7),values=int2",
+        "quality",
+        "balanced,choice=top(.5),fix=predictive,keys=int4/2",
+    ] {
         let path = record(&folder, policy, RECORDING).unwrap();
         let outcome = trace::replay(&path, 0.0).unwrap();
         assert!(outcome.replayed.same(), "{policy}: {outcome:?}");

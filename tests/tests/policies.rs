@@ -82,6 +82,17 @@ fn corrected_caches_diverge_less_than_those_that_only_prune() {
     assert!(bytes[4] * 2 < bytes[2] && bytes[2] < bytes[0], "{bytes:?}");
 }
 
+/// Keys that are told one channel after the other are smaller and better than those of as many bits that are not.
+#[test]
+fn predicted_keys_diverge_less_than_others_of_their_size() {
+    let lines = ["balanced", "balanced,keys=int2", "balanced,fix=predictive", "balanced,fix=predictive,keys=int4/2"];
+    let (divergences, bytes) = measure(&lines, 3);
+    let [_, four, two, predicted, halves] = divergences[..] else { panic!("{divergences:?}") };
+    assert!(predicted < 1.2 * four, "{predicted} and {four}");
+    assert!(halves < 0.5 * two && halves < 1.5 * four, "{halves}, {four} and {two}");
+    assert!(bytes[4] < bytes[1], "{bytes:?}");
+}
+
 /// A session of `line` for a context of `tokens`.
 fn session(engine: &Engine, calibration: Option<&Calibration>, line: &str, tokens: usize) -> Session {
     let design = CacheDesign::new(line.parse().unwrap(), engine.config(), calibration).unwrap();

@@ -103,7 +103,7 @@ pub fn run(memory: &mut Memory) -> Result<u64, Error> {
     compensate::weigh(weights, admission.sunk)?;
     let mut mean = [0.0; D];
     compensate::moments(&TokenRows::new(&keys[..prefix * D], prefix, D, D)?, weights, centred, &mut mean, covariance)?;
-    head.correct(&masks.keys, Moments::Known { mean: &mean, covariance, scratch: triangle })?;
+    head.correct(&masks.keys, Moments::Known { mean: &mean, covariance, order: &[], scratch: triangle })?;
     head.admit(&admission, &pages[..admission.after.blocks as usize], Some(&masks), rows)?;
 
     let mut span = admission.after;

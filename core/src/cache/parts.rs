@@ -3,8 +3,9 @@
 use super::{KeyOrder, Rows, evict::Kept};
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM,
-    quant::{CodeKind, GROUP, QUAD},
-    storage::{Element, FloatKind, Form, StorageKind, elements, elements_mut, with_element},
+    channel::predict::Prediction,
+    quant::{CodeKind, GROUP, QUAD, halves::KeyGroupsMut},
+    storage::{Element, FloatKind, Form, HALVED_VALUES, StorageKind, elements, elements_mut, with_element},
     value::turn,
 };
 use core::ops::Range;
@@ -185,6 +186,51 @@ impl<E: Element> Whole<'_, E> {
             for (quad, numbers) in quads.iter().take(count.div_ceil(QUAD)).enumerate() {
                 groups.put(start / QUAD + quad, numbers);
             }
+        }
+        Ok(())
+    }
+
+    /// Stores a key block of which each channel is [predicted](crate::channel::predict) by what is stored of those before; other
+    /// lanes than `lanes` repeat the oldest, as for [`thin`](Self::thin).
+    fn predict_keys<P: Element>(
+        &self,
+        form: Form,
+        prediction: &Prediction<'_, P>,
+        lanes: (Range<usize>, usize),
+        block: &mut [u8],
+    ) -> Result<(), Error> {
+        // What has been stored takes 128 bytes of the stack a channel.
+        match prediction.kept() {
+            ..=64 => self.predict_some_keys::<P, 64>(form, prediction, lanes, block),
+            ..=128 => self.predict_some_keys::<P, 128>(form, prediction, lanes, block),
+            _ => self.predict_some_keys::<P, MAX_HEAD_DIM>(form, prediction, lanes, block),
+        }
+    }
+
+    /// [`predict_keys`](Self::predict_keys) of up to `N` channels. O(T²/2) a token.
+    #[inline(never)]
+    fn predict_some_keys<P: Element, const N: usize>(
+        &self,
+        form: Form,
+        prediction: &Prediction<'_, P>,
+        (lanes, first): (Range<usize>, usize),
+        block: &mut [u8],
+    ) -> Result<(), Error> {
+        let mut groups = KeyGroupsMut::new(form, block, prediction.kept())?;
+        let mut stored = [[0.0f32; GROUP]; N];
+        for (index, channel) in prediction.channels().enumerate() {
+            let (shares, mean) = prediction.column(channel);
+            let mean = mean.load();
+            let (before, rest) = stored.split_at_mut(index);
+            let numbers = &mut rest[0];
+            for (lane, x) in numbers.iter_mut().enumerate() {
+                *x = self.number(first + lane.saturating_sub(lanes.start), channel) - mean;
+            }
+            for (share, before) in shares.iter().zip(before) {
+                let share = share.load();
+                numbers.iter_mut().zip(before).for_each(|(x, y)| *x -= share * *y);
+            }
+            groups.put(index, numbers);
         }
         Ok(())
     }
@@ -399,6 +445,14 @@ impl Parts<'_> {
             let bytes = &mut self.key_blocks[layout.key_block(pages[block] as usize)];
             let (bytes, own) = bytes.split_at_mut(layout.mask_at());
             mask.to_bits(own);
+            if layout.predicts() {
+                with_element!(layout.correction_kind(), P => {
+                    let (head_dim, numbers) = (layout.head_dim as usize, elements::<P>(self.correction)?);
+                    let prediction = Prediction::resume(head_dim, layout.kept as usize, numbers)?;
+                    whole.predict_keys(layout.keys.form(), &prediction, (lanes, first), bytes)?;
+                });
+                continue;
+            }
             if let Form::Codes(kind) = layout.keys.form() {
                 whole.quantise_keys(kind, (&thin, mask.kept()), (lanes, first), bytes)?;
                 continue;
@@ -464,6 +518,7 @@ impl Parts<'_> {
                     whole.turn_values(kind, channels, (lanes, first), bytes)?;
                     continue;
                 }
+                Form::Halves => return Err(HALVED_VALUES),
                 Form::Float(_) => {}
             }
             let stored = elements_mut::<E>(bytes)?;

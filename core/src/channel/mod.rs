@@ -2,8 +2,7 @@
 //!
 //! Tried in a simulation and not here (numpy, SmolLM2-135M, news, 2 windows of 2,048 + 256 tokens; divergence from the whole cache
 //! at bits a token and head, where λ = 0.4 and 0.5 in int4 with the correction take 195 and 162 bits and diverge by 0.0126 and
-//! 0.0181): channels coded one after the other, each for what those before leave, half of them in four bits and half in two
-//! (0.0146 at 156 bits, 0.0192 at 130: worth building next); the same of principal components weighed by queries (0.0154 at
+//! 0.0181): channels [coded one after the other](predict), of principal components weighed by queries (0.0154 at
 //! 156); keys without a minimum (worse at every λ); one step a channel for a whole prompt (0.16 at 80); the query's moment
 //! averaged over the next positions in place of halving what is off its diagonal (0.079); half of the lost logit's variance
 //! added to thin logits (0.0080 for 0.0072).
@@ -15,6 +14,7 @@ pub mod lowrank;
 pub mod mask;
 pub mod norm;
 pub mod overlap;
+pub mod predict;
 pub mod random;
 pub mod residual;
 pub mod sample;

@@ -50,8 +50,8 @@ pub fn moment(queries: &[f32], rows: usize, stride: usize, head_dim: usize, out:
     Ok(())
 }
 
-/// The `kept` channels that are chosen, and what each takes off the error, in the order of choice, into the front of `gains`
-/// (length D). `covariance` is C, `[D][D]`, which becomes C′, and `moment` is Q, up to a factor.
+/// The `kept` channels that are chosen; in the order of choice, what each takes off the error into the front of `gains`
+/// (length D), and the channels themselves into `order` (length T). `covariance` is C, `[D][D]`, which becomes C′, and `moment` is Q, up to a factor.
 ///
 /// Where nothing of the error is left, the lowest channels follow.
 ///
@@ -64,6 +64,7 @@ pub fn choose(
     kept: usize,
     scratch: &mut [f32],
     gains: &mut [f32],
+    order: &mut [u16],
 ) -> Result<ChannelMask, Error> {
     let d = gains.len();
     if d == 0 || d > MAX_HEAD_DIM {
@@ -74,6 +75,7 @@ pub fn choose(
     }
     check_len("covariance", d * d, covariance.len())?;
     check_len("query moment", d * d, moment.len())?;
+    check_len("order of choice", kept, order.len())?;
     let product = take("channels left", scratch, scratch_len(d))?;
     for (line, out) in covariance.chunks_exact(d).zip(product.chunks_exact_mut(d)) {
         out.fill(0.0);
@@ -87,7 +89,6 @@ pub fn choose(
         *floor = covariance[channel * (d + 1)] * 1e-6;
     }
     gains.fill(0.0);
-    let mut chosen = [0u16; MAX_HEAD_DIM];
     let mut taken = [false; MAX_HEAD_DIM];
     for step in 0..kept {
         let (mut best, mut gain) = (None, f32::NEG_INFINITY);
@@ -105,13 +106,13 @@ pub fn choose(
         }
         // There is one: no more are kept than there are.
         let Some(channel) = best else { break };
-        (chosen[step], taken[channel], gains[step]) = (channel as u16, true, gain.max(0.0));
+        (order[step], taken[channel], gains[step]) = (channel as u16, true, gain.max(0.0));
         let own = covariance[channel * d + channel];
         if own > floors[channel] {
             update(covariance, product, channel, own, d);
         }
     }
-    ChannelMask::from_channels(d, chosen[..kept].iter().map(|&channel| usize::from(channel)))
+    ChannelMask::from_channels(d, order.iter().map(|&channel| usize::from(channel)))
 }
 
 /// C′ and C′Q when `channel`, of variance `own`, is kept too.
@@ -173,8 +174,8 @@ mod tests {
         fn equals_trying_every_channel((d, seed) in (1usize..12, any::<u64>()), share in 0.0f64..=1.0) {
             let (covariance, moment) = (positive(seed, d, 3 * d), positive(seed ^ 1, d, 4));
             let kept = ((d as f64 * share) as usize).max(1);
-            let (mut scratch, mut gains) = (vec![f32::NAN; scratch_len(d)], vec![0.0; d]);
-            let mask = choose(&mut covariance.clone(), &moment, kept, &mut scratch, &mut gains).unwrap();
+            let (mut scratch, mut gains, mut order) = (vec![f32::NAN; scratch_len(d)], vec![0.0; d], vec![u16::MAX; kept]);
+            let mask = choose(&mut covariance.clone(), &moment, kept, &mut scratch, &mut gains, &mut order).unwrap();
             let whole = left(&covariance, &moment, &[], d);
             let mut chosen: Vec<usize> = Vec::new();
             for &gain in &gains[..kept] {
@@ -186,8 +187,13 @@ mod tests {
                 for channel in (0..d).filter(|channel| !chosen.contains(channel)) {
                     prop_assert!(rest(channel) >= rest(own) - 1e-3 * whole, "{channel} is better than {own}");
                 }
-                chosen.push(own);
+                // Of two that take as much either may come first.
+                let said = usize::from(order[chosen.len()]);
+                prop_assert!(rest(said) <= rest(own) + 1e-3 * whole, "{said} is no choice beside {own}");
+                chosen.push(said);
             }
+            chosen.sort_unstable();
+            prop_assert!(mask.channels().eq(chosen));
         }
     }
 
@@ -197,15 +203,18 @@ mod tests {
         let mut covariance = [4.0, 4.0, 0.0, 4.0, 4.0, 0.0, 0.0, 0.0, 1.0];
         let moment = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
         let mut gains = [0.0; 3];
-        let mask = choose(&mut covariance, &moment, 2, &mut [0.0; 9], &mut gains).unwrap();
+        let mut order = [0; 2];
+        let mask = choose(&mut covariance, &moment, 2, &mut [0.0; 9], &mut gains, &mut order).unwrap();
         assert_eq!(mask, ChannelMask::from_channels(3, [0, 2]).unwrap());
-        assert_eq!(gains, [8.0, 1.0, 0.0]);
+        assert_eq!((gains, order), ([8.0, 1.0, 0.0], [0, 2]));
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
         let gains = &mut [0.0; 2][..];
-        let choose = |c: &mut [f32], q: &[f32], kept, gains: &mut [f32]| choose(c, q, kept, &mut [0.0; 4], gains);
+        let choose = |c: &mut [f32], q: &[f32], kept, gains: &mut [f32]| {
+            choose(c, q, kept, &mut [0.0; 4], gains, &mut [0; 3][..kept])
+        };
         assert!(choose(&mut [1.0; 3], &[1.0; 4], 1, gains).is_err());
         assert!(choose(&mut [1.0; 4], &[1.0; 4], 3, gains).is_err());
         assert!(choose(&mut [1.0; 4], &[f32::NAN; 4], 1, gains).is_err());

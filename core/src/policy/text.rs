@@ -164,7 +164,8 @@ impl Policy {
                     "none" => Fix::None,
                     "compensated" => Fix::Compensated,
                     "lowrank" => Fix::Lowrank,
-                    _ => return syntax(v.at, "none, compensated or lowrank"),
+                    "predictive" => Fix::Predictive,
+                    _ => return syntax(v.at, "none, compensated, predictive or lowrank"),
                 }
             }
             "thin-values" => {
@@ -273,7 +274,10 @@ impl Value<'_> {
     fn store(&mut self) -> Result<Store, PolicyError> {
         match Store::ALL.into_iter().find(|store| store.name() == self.word) {
             Some(store) => Ok(store),
-            None => syntax(self.at, "f32, f16, bf16, int8, int4, int3 or int2"),
+            None => syntax(
+                self.at,
+                "f32, f16, bf16, int8, int4, int3 or int2; of keys also int4/2, of values turned4, turned3 or turned2",
+            ),
         }
     }
 }
@@ -346,6 +350,7 @@ impl fmt::Display for Fix {
             Self::None => "none",
             Self::Compensated => "compensated",
             Self::Lowrank => "lowrank",
+            Self::Predictive => "predictive",
         })
     }
 }

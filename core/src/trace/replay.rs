@@ -2,8 +2,8 @@
 
 use super::{Record, RowKind, TraceError, TraceHeader, TraceReader, TraceWriter};
 use crate::{
-    ChannelMask, Error, HeadLayout, HeadMut, HeadRef, KeyOrder, Loops, Masks, Moments, QueryWindow, Rows, Scoring,
-    Span, TokenRows, attend,
+    ChannelMask, Error, HeadLayout, HeadMut, HeadRef, KeyOrder, Loops, MAX_HEAD_DIM, Masks, Moments, QueryWindow, Rows,
+    Scoring, Span, TokenRows, attend,
     channel::{compensate, residual, score::add_energy},
     mass,
     policy::Fix,
@@ -44,7 +44,7 @@ impl Needs {
             return Err(Error::Length { what: "pages", expected: pages, actual: layout.pages as usize }.into());
         }
         let moments = match layout.fix {
-            Fix::Compensated => {
+            Fix::Compensated | Fix::Predictive => {
                 2 * prompt
                     + head_dim
                     + head_dim * head_dim
@@ -301,7 +301,7 @@ impl<'a> Run<'a> {
         head.add_query_energy(self.window, group * window, head_dim)?;
         let scoring = Scoring { queries: group * window, ..Scoring::default() };
         let mut mask = head.choose(&scoring, &admission, rows)?;
-        if matches!(layout.fix, Fix::Compensated) {
+        if matches!(layout.fix, Fix::Compensated | Fix::Predictive) {
             let prefix = admission.sunk + admission.thinned;
             let mut rest = &mut *self.moments;
             let mut take = |floats: usize| rest.split_off_mut(..floats).unwrap_or_default();
@@ -315,14 +315,17 @@ impl<'a> Run<'a> {
             compensate::weigh(weights, admission.sunk)?;
             if compensate::tells(admission.thinned, head_dim) {
                 compensate::moments(&keys.first(prefix)?, weights, centred, mean, covariance)?;
+                let mut order = [0; MAX_HEAD_DIM];
+                let order = &mut order[..layout.kept.into()];
+                order.iter_mut().zip(mask.channels()).for_each(|(to, channel)| *to = channel as u16);
                 if self.residual {
                     let (left, moment) = (take(head_dim * head_dim), take(head_dim * head_dim));
                     let (gains, scratch) = (take(head_dim), take(residual::scratch_len(head_dim)));
                     left.copy_from_slice(covariance);
                     residual::moment(self.window, group * window, head_dim, head_dim, moment)?;
-                    mask = residual::choose(left, moment, layout.kept.into(), scratch, gains)?;
+                    mask = residual::choose(left, moment, layout.kept.into(), scratch, gains, order)?;
                 }
-                head.correct(&mask, Moments::Known { mean, covariance, scratch })?;
+                head.correct(&mask, Moments::Known { mean, covariance, order, scratch })?;
             } else {
                 head.correct(&mask, Moments::Tokens { admission: &admission, rows })?;
             }

@@ -83,6 +83,7 @@ pub(super) const fn len(tokens: usize, queries: usize, head_dim: usize) -> usize
         + 2 * head_dim * head_dim
         + head_dim
         + residual::scratch_len(head_dim)
+        + head_dim
 }
 
 impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
@@ -106,6 +107,7 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         let (outputs, value_scores) = (part(ROWS * width)?, part(head_dim)?);
         let (left, moment) = (part(head_dim * head_dim)?, part(head_dim * head_dim)?);
         let (gains, choice) = (part(head_dim)?, part(residual::scratch_len(head_dim))?);
+        let order: &mut [u16] = bytemuck::cast_slice_mut(part(head_dim)?);
         let scale = 1.0 / (head_dim as f32).sqrt();
         queries.iter_mut().zip(self.queries.clone().flatten()).for_each(|(scaled, &q)| *scaled = q * scale);
         value_scores.fill(0.0);
@@ -127,15 +129,16 @@ impl<'a, Q: Iterator<Item = &'a [f32]> + Clone> Lesson<'a, Q> {
         }
         let covariance = &mut covariance[..head_dim * head_dim];
         compensate::complete(covariance, head_dim);
+        let order = &mut order[..self.choose.unwrap_or(0)];
         let mask = match self.choose {
             None => None,
             Some(kept) => {
                 left.copy_from_slice(covariance);
                 residual::moment(queries, count, head_dim, head_dim, moment)?;
-                Some(residual::choose(left, moment, kept, choice, gains)?)
+                Some(residual::choose(left, moment, kept, choice, gains, order)?)
             }
         };
-        Ok(Learnt { moments: Some(Moments::Known { mean, covariance, scratch }), mask, values })
+        Ok(Learnt { moments: Some(Moments::Known { mean, covariance, order, scratch }), mask, values })
     }
 
     /// The attention that each lane gets, mean over all queries; `queries` are scaled. Where value channels are to be

@@ -12,7 +12,7 @@ use std::ops::Range;
 use thinkey_core::{
     BLOCK, Error, Loops,
     attend::{KeyLanes, TILE_BLOCKS, ValueRows},
-    quant::Groups,
+    quant::{Groups, halves::KeyGroups},
     storage::{Element, FloatKind, Form},
 };
 
@@ -43,7 +43,9 @@ impl Loops for SimdLoops {
                 need("keys", rows(keys.channels, keys.stride, BLOCK) * kind.bytes(), keys.bytes.len())?;
                 self.0.dispatch(KeyScores { kind, keys, queries, group, scores, score_stride });
             }
-            Form::Codes(_) | Form::Turned(_) => self.tile_scores(&[keys], queries, group, scores, score_stride)?,
+            Form::Codes(_) | Form::Turned(_) | Form::Halves => {
+                self.tile_scores(&[keys], queries, group, scores, score_stride)?;
+            }
         }
         Ok(())
     }
@@ -68,7 +70,7 @@ impl Loops for SimdLoops {
                 need("values", lanes.end * values.head_dim * kind.bytes(), values.bytes.len())?;
                 self.0.dispatch(MixValues { kind, values, lanes, weights, weight_stride, group, mixed });
             }
-            Form::Codes(_) | Form::Turned(_) => {
+            Form::Codes(_) | Form::Turned(_) | Form::Halves => {
                 self.mix_tile(&[(values, lanes)], weights, weight_stride, group, mixed)?;
             }
         }
@@ -86,29 +88,40 @@ impl Loops for SimdLoops {
     ) -> Result<(), Error> {
         let Some(first) = keys.first() else { return Ok(()) };
         let (kind, channels) = (first.kind, first.channels);
-        let kind = match kind.form() {
-            Form::Codes(kind) => kind,
-            Form::Float(_) => {
-                for (index, keys) in keys.iter().enumerate() {
-                    need("scores", index * BLOCK, scores.len())?;
-                    self.key_scores(*keys, queries, group, &mut scores[index * BLOCK..], score_stride)?;
-                }
-                return Ok(());
+        if let Form::Float(_) = kind.form() {
+            for (index, keys) in keys.iter().enumerate() {
+                need("scores", index * BLOCK, scores.len())?;
+                self.key_scores(*keys, queries, group, &mut scores[index * BLOCK..], score_stride)?;
             }
-            Form::Turned(_) => return Err(Error::Inconsistent { what: "how keys are stored" }),
-        };
+            return Ok(());
+        }
         let count = keys.len();
         need("blocks of a tile", count, TILE_BLOCKS)?;
         need("queries", group * channels, queries.len())?;
         need("scores", rows(group, score_stride, count * BLOCK), scores.len())?;
-        let mut tile = [kind.parts(first.bytes, channels)?; TILE_BLOCKS];
-        let mut ahead: [&[u8]; TILE_BLOCKS] = [&[]; TILE_BLOCKS];
-        for ((tile, ahead), keys) in tile.iter_mut().zip(&mut ahead).zip(keys) {
-            need("channels of keys", channels, keys.channels)?;
-            (*tile, *ahead) = (kind.parts(keys.bytes, channels)?, keys.ahead);
+        // Channels of one kind, then those of another, if there are some.
+        let parts = KeyGroups::new(kind.form(), first.bytes, channels)?.parts;
+        let mut tiles = parts.map(|part| [part; TILE_BLOCKS]);
+        let mut ahead: [[&[u8]; TILE_BLOCKS]; 2] = [[&[]; TILE_BLOCKS]; 2];
+        let front = parts[0].kind.bytes(parts[0].scales.len());
+        for (index, block) in keys.iter().enumerate() {
+            need("channels of keys", channels, block.channels)?;
+            let groups = KeyGroups::new(block.kind.form(), block.bytes, channels)?;
+            let (first, rest) = block.ahead.split_at(front.min(block.ahead.len()));
+            for (part, bytes) in [first, rest].into_iter().enumerate() {
+                (tiles[part][index], ahead[part][index]) = (groups.parts[part], bytes);
+            }
         }
-        let (keys, ahead) = (&tile[..count], &ahead[..count]);
-        self.0.dispatch_bytes(codes::KeyScores { keys, ahead, queries, group, scores, score_stride });
+        let mut before = 0;
+        for (tile, ahead) in tiles.iter().zip(&ahead) {
+            let own = tile[0].scales.len();
+            if own > 0 {
+                let (keys, ahead, channels) = (&tile[..count], &ahead[..count], [before, channels]);
+                let scores = &mut *scores;
+                self.0.dispatch_bytes(codes::KeyScores { keys, ahead, channels, queries, group, scores, score_stride });
+            }
+            before += own;
+        }
         Ok(())
     }
 
@@ -175,6 +188,7 @@ fn value_groups<'a>(values: &ValueRows<'a>) -> Result<Option<Groups<'a>>, Error>
         Form::Codes(kind) => kind.parts(values.bytes, BLOCK * values.head_dim.div_ceil(codes::GROUP)).map(Some),
         Form::Turned(kind) => kind.turned_parts(values.bytes, values.head_dim).map(Some),
         Form::Float(_) => Ok(None),
+        Form::Halves => Err(Error::Inconsistent { what: "how values are stored" }),
     }
 }
 
@@ -530,7 +544,10 @@ impl Kernel for Largest<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use thinkey_core::{Plain, StorageKind, quant::CodeKind};
+    use thinkey_core::{
+        Plain, StorageKind,
+        quant::{CodeKind, halves},
+    };
 
     /// Numbers on cache lines, as the cache has them, and how many bytes they are: any codes for as many groups of 32,
     /// scales and minima between -1 and 1, where `kind` is quantised.
@@ -539,6 +556,7 @@ mod tests {
             Form::Float(kind) => len * kind.bytes(),
             Form::Codes(kind) => kind.bytes(len.div_ceil(codes::GROUP)),
             Form::Turned(kind) => kind.turned_bytes(len / BLOCK),
+            Form::Halves => halves::bytes(len.div_ceil(codes::GROUP)),
         };
         let mut lines = vec![[0u64; 8]; size.div_ceil(64)];
         let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut lines)[..size];
@@ -559,6 +577,16 @@ mod tests {
                 codes.iter_mut().for_each(|code| *code = (number(seed) * 128.0 + 128.0) as u8);
                 floats(affine, seed);
             }
+            Form::Halves => {
+                let (channels, mut rest) = (len.div_ceil(codes::GROUP), bytes);
+                let fine = halves::fine(channels);
+                for (kind, channels) in [(CodeKind::Int4, fine), (CodeKind::Int2, channels - fine)] {
+                    let (codes, affine) =
+                        rest.split_off_mut(..kind.bytes(channels)).unwrap().split_at_mut(kind.code_bytes(channels));
+                    codes.iter_mut().for_each(|code| *code = (number(seed) * 128.0 + 128.0) as u8);
+                    floats(affine, seed);
+                }
+            }
         }
         (lines, size)
     }
@@ -573,6 +601,7 @@ mod tests {
             Form::Codes(kind) | Form::Turned(kind) => {
                 (2e-4 + count as f32 / 254.0 / 2.0) * f32::from(CodeKind::largest(kind))
             }
+            Form::Halves => tolerance(StorageKind::Int4, count),
         }
     }
 
@@ -595,8 +624,9 @@ mod tests {
             lanes in (0usize..=32, 0usize..=32),
             mut seed in any::<u64>(),
         ) {
-            // Keys are not turned: others are tried beside turned values.
+            // Keys are not turned, and values have no halves: others are tried beside them.
             let keys_kind = if kind.turns() { StorageKind::Int4 } else { kind };
+            let kind = if kind.halves() { StorageKind::Int3 } else { kind };
             let stride = if matches!(kind.form(), Form::Float(_)) { BLOCK * (1 + extra) } else { BLOCK };
             let (lines, size) = stored(keys_kind, &mut seed, (channels - 1) * stride + BLOCK);
             let keys = KeyLanes { kind: keys_kind, bytes: &bytemuck::cast_slice(&lines)[..size], channels, stride, ahead: &[] };

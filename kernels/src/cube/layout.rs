@@ -151,7 +151,7 @@ impl Shape {
 /// Bits of a code; 0 where numbers are stored by themselves.
 pub(crate) fn bits(kind: StorageKind) -> u32 {
     match kind.form() {
-        Form::Float(_) | Form::Turned(_) => 0,
+        Form::Float(_) | Form::Turned(_) | Form::Halves => 0,
         Form::Codes(kind) => u32::from(kind.largest()).trailing_ones(),
     }
 }
@@ -159,7 +159,7 @@ pub(crate) fn bits(kind: StorageKind) -> u32 {
 /// Words of the codes of four groups.
 pub(crate) fn quad_words(kind: StorageKind) -> usize {
     match kind.form() {
-        Form::Float(_) | Form::Turned(_) => 0,
+        Form::Float(_) | Form::Turned(_) | Form::Halves => 0,
         Form::Codes(kind) => CodeKind::quad_bytes(kind) / 4,
     }
 }

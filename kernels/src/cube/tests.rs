@@ -277,7 +277,7 @@ impl Both {
                 let lens = |kind: StorageKind, floats: usize, groups: usize| match kind.form() {
                     Form::Float(kind) => floats * kind.bytes(),
                     Form::Codes(kind) => kind.bytes(groups),
-                    Form::Turned(_) => unreachable!("the kernels turn no values"),
+                    Form::Turned(_) | Form::Halves => unreachable!("the kernels have no such kinds"),
                 };
                 let kept = layout.kept as usize;
                 let keys = lens(layout.keys, kept * BLOCK, kept);

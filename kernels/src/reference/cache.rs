@@ -114,8 +114,10 @@ impl<B: Backend> ReferenceCache<B> {
         if let Some(kind) = [plan.keys, plan.values].into_iter().find(|kind| !matches!(kind.form(), Form::Float(_))) {
             return Err(CacheError::Kind { kind });
         }
-        if plan.fix == Fix::Lowrank {
-            return Err(CacheError::Part { part: "fix=lowrank" });
+        match plan.fix {
+            Fix::None | Fix::Compensated => {}
+            Fix::Lowrank => return Err(CacheError::Part { part: "fix=lowrank" }),
+            Fix::Predictive => return Err(CacheError::Part { part: "fix=predictive" }),
         }
         if plan.eviction.is_some() {
             return Err(CacheError::Eviction);

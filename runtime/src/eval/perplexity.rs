@@ -230,7 +230,12 @@ mod tests {
     #[test]
     fn equals_brute_force() {
         let (mut engine, text) = (engine(), (0..400).map(|at| at * at % 37).collect::<Vec<u32>>());
-        let more = ["tokens=window(2,40)", "choice=adaptive(.5,2)", "choice=top(.5),heads=query"];
+        let more = [
+            "tokens=window(2,40)",
+            "choice=adaptive(.5,2)",
+            "choice=top(.5),heads=query",
+            "score=residual,choice=top(.5),fix=predictive,keys=int4/2",
+        ];
         let policies =
             policies(&[&["choice=top(.7)", "keys=f32,values=f32", "choice=top(.9),keys=int4"][..], &more[..]].concat());
         let mut steps = Vec::new();

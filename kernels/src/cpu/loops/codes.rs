@@ -192,6 +192,8 @@ pub(super) struct KeyScores<'a> {
     /// Blocks with the same channels, and what to ask for beside each.
     pub(super) keys: &'a [Groups<'a>],
     pub(super) ahead: &'a [&'a [u8]],
+    /// Channels of a query that come before those of the blocks, whose scores are added to what is there; and all that it has.
+    pub(super) channels: [usize; 2],
     pub(super) queries: &'a [f32],
     pub(super) group: usize,
     pub(super) scores: &'a mut [f32],
@@ -230,17 +232,17 @@ impl Scores<'_> {
 impl KeyScores<'_> {
     #[inline(always)]
     fn heads<B: Bytes, const N: usize, const FINE: bool>(&mut self, bytes: B, head: usize) {
-        let channels = self.keys[0].scales.len();
+        let ([before, all], channels) = (self.channels, self.keys[0].scales.len());
         for start in (0..channels).step_by(STEP) {
             let end = channels.min(start + STEP);
-            let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * channels..][start..end]);
+            let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * all + before..][start..end]);
             let mut padded = [[0.0; STEP]; N];
             let queries = whole_steps(queries, &mut padded);
             // Fetched once, with the first heads of a larger group.
             let ahead = if head == 0 { self.ahead } else { &[] };
             let blocks = Blocks { blocks: self.keys, start, end, lanes: None, ahead };
             let scores = &mut self.scores[head * self.score_stride..];
-            let scores = Scores { scores, stride: self.score_stride, first: start == 0 };
+            let scores = Scores { scores, stride: self.score_stride, first: before + start == 0 };
             if B::INTEGER_FACTORS {
                 integers::key_scores::<B, N, FINE>(bytes, blocks, queries, scores);
             } else {
