@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 mod evict;
 mod parts;
 mod sketch;
+mod snapshot;
 
 /// How new keys lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@
 //! | [`fixed`] | a head's cache on a fixed-size arena |
 //! | [`token`] | which tokens to keep: SnapKV, heavy hitters, sinks and a window |
 //! | [`policy`] | what a cache does, as one value, one line or a file |
+//! | [`snapshot`] | what a cache holds of a sequence, as bytes to go on with |
 //! | [`trace`] | what a model's heads were given and what the cache made of it, to be replayed and compared |
 //! | [`value`] | which value channels to keep |
 //! | [`link`] | what a device and its host say to each other, and both their loops |
@@ -50,6 +51,7 @@ pub mod plan;
 pub mod policy;
 pub mod quant;
 pub mod shape;
+pub mod snapshot;
 pub mod span;
 pub mod storage;
 pub mod token;

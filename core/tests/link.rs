@@ -37,6 +37,8 @@ struct Mock {
     cancelled: bool,
     text: Vec<u8>,
     snapshot: Vec<u8>,
+    /// Polls until a snapshot is made or taken.
+    patience: u32,
     incoming: Vec<u8>,
     expected: Snapshot,
     log: Vec<Vec<u8>>,
@@ -90,10 +92,19 @@ impl Engine for Mock {
         Stats { tokens: self.prompt.len() as u32 + self.at, ..Stats::default() }
     }
 
-    fn save(&mut self) -> Result<Snapshot, Failure> {
+    fn save(&mut self) -> Result<(), Failure> {
+        self.patience = 3;
+        Ok(())
+    }
+
+    fn saved(&mut self) -> Result<Option<Snapshot>, Failure> {
+        if self.patience > 0 {
+            self.patience -= 1;
+            return Ok(None);
+        }
         let pattern = (0..3000_u32).flat_map(|number| token(&self.prompt, number).to_le_bytes());
         self.snapshot = pattern.collect();
-        Ok(Snapshot { bytes: self.snapshot.len() as u32, checksum: checksum(&self.snapshot) })
+        Ok(Some(Snapshot { bytes: self.snapshot.len() as u32, checksum: checksum(&self.snapshot) }))
     }
 
     fn read_snapshot(&mut self, offset: u32, out: &mut [u8]) -> usize {
@@ -114,11 +125,15 @@ impl Engine for Mock {
         Ok(())
     }
 
-    fn restored(&mut self) -> Result<u32, Failure> {
+    fn restored(&mut self) -> Result<Option<u32>, Failure> {
+        if self.patience < 3 {
+            self.patience += 1;
+            return Ok(None);
+        }
         if checksum(&self.incoming) != self.expected.checksum {
             return Err(Failure::new(Code::Damaged, "the snapshot is damaged"));
         }
-        Ok(self.incoming.len() as u32)
+        Ok(Some(self.incoming.len() as u32))
     }
 }
 

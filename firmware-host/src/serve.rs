@@ -26,10 +26,11 @@ impl Clock {
 /// The longest that a loop waits, so that deadlines are kept.
 pub const TICK: Duration = Duration::from_millis(20);
 
-/// Serves `port` until it is closed.
-pub fn serve<E: Engine>(device: &mut Device<E>, port: &mut Port, clock: Clock) {
+/// Serves `port` until it is closed. `log` gives what was logged since it was last called, for the host.
+pub fn serve<E: Engine>(device: &mut Device<E>, port: &mut Port, clock: Clock, log: &mut dyn FnMut() -> Vec<u8>) {
     device.reconnect();
     loop {
+        device.log(&log());
         let worked = device.poll(clock.now());
         port.write(|out| device.transmit(clock.now(), out));
         let mut input = if worked { port.try_next() } else { port.next(TICK) };

@@ -5,13 +5,24 @@ use proptest::prelude::*;
 use std::{
     env, fs,
     io::{BufRead, BufReader, Write},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{OnceLock, mpsc},
     thread,
     time::Duration,
 };
-use thinkey_firmware_host::log::{Level, LogDecoder, LogError, MAX_FRAME, Record};
+use thinkey_core::link::{
+    Device, Engine,
+    device::Step,
+    message::{Capabilities, Code, Failure, Snapshot, Start, Stats},
+    reliable::Timing,
+};
+use thinkey_firmware_host::{
+    log::{Level, LogDecoder, LogError, MAX_FRAME, Record},
+    port::Port,
+    serve::{Clock, serve},
+};
 
 /// What one run of the firmware left.
 struct Run {
@@ -282,4 +293,90 @@ fn a_missing_file_is_named() {
     let output = child.arg("no such frames").output().unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8(output.stderr).unwrap().contains("no such frames"));
+}
+
+/// The frames of the firmware, logged by a device at the other end of a link.
+#[test]
+fn a_log_comes_over_a_link() {
+    struct Nothing;
+    impl Engine for Nothing {
+        fn capabilities(&self) -> Capabilities<'_> {
+            Capabilities { model: "nothing", ..Capabilities::default() }
+        }
+        fn start(&mut self, _: &Start<'_>) -> Result<(), Failure> {
+            Err(Failure::new(Code::Unsupported, "nothing"))
+        }
+        fn prompt(&mut self, _: &[u8]) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn begin(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn step(&mut self) -> Result<Step<'_>, Failure> {
+            Ok(Step::Pending)
+        }
+        fn cancel(&mut self) {}
+        fn stats(&self) -> Stats {
+            Stats::default()
+        }
+        fn save(&mut self) -> Result<(), Failure> {
+            Err(Failure::new(Code::Unsupported, "nothing"))
+        }
+        fn saved(&mut self) -> Result<Option<Snapshot>, Failure> {
+            Ok(None)
+        }
+        fn read_snapshot(&mut self, _: u32, _: &mut [u8]) -> usize {
+            0
+        }
+        fn restore(&mut self, _: Snapshot) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn write_snapshot(&mut self, _: &[u8]) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn restored(&mut self) -> Result<Option<u32>, Failure> {
+            Ok(None)
+        }
+    }
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let clock = Clock::default();
+        let mut device = Device::new(Nothing, 1, Timing::default(), clock.now());
+        for stream in listener.incoming() {
+            // In pieces that are no frames, the first before anybody is there.
+            let mut rest = &run().frames[..];
+            device.log(rest.split_off(..7).unwrap());
+            let mut next = || rest.split_off(..rest.len().min(9)).unwrap().to_vec();
+            serve(&mut device, &mut Port::tcp(stream.unwrap()).unwrap(), clock, &mut next);
+        }
+    });
+    let mut child = Command::new(env!("CARGO_BIN_EXE_thinkey-firmware-host"))
+        .args(["log", "--connect", &address, "--elf"])
+        .arg(&run().elf)
+        .current_dir(root())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines: Vec<String> = lines.take(run().records.len()).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for (line, record) in lines.iter().zip(&run().records) {
+        let location = record.location.as_ref().unwrap();
+        let file = location.file.strip_prefix(root()).unwrap_or(&location.file);
+        let start = format!("{} {:5} {} ", record.timestamp.as_ref().unwrap(), record.level.unwrap(), location.module);
+        assert!(line.starts_with(&start), "{line}");
+        assert!(line.ends_with(&format!("{} ({}:{})", record.message, file.display(), location.line)), "{line}");
+    }
+
+    // And beside what else is said.
+    let output = Command::new(env!("CARGO_BIN_EXE_thinkey-firmware-host"))
+        .args(["talk", "--connect", &address, "hello", "--level", "info", "--log"])
+        .arg(&run().elf)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("(Unsupported): nothing"), "{text}");
 }

@@ -19,6 +19,7 @@ use std::ops::Range;
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error,
     policy::{Life, Score, ThinValues},
+    snapshot::{Progress, SnapshotError},
 };
 
 /// Rows of activations, [rows, width].
@@ -167,6 +168,35 @@ pub trait Cache {
 
     /// Forgets the sequence of `slot`, a step under way included.
     fn clear(&mut self, slot: usize);
+
+    /// How far the sequence of `slot` is, and the bytes that its heads take in a [snapshot](thinkey_core::snapshot). No step
+    /// is under way.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Device`] where the device takes none; [`SnapshotError::Empty`].
+    fn progress(&self, slot: usize) -> Result<(Progress, usize), SnapshotError> {
+        let _ = slot;
+        Err(SnapshotError::Device)
+    }
+
+    /// Appends T of every head, and then what the heads hold of the sequence of `slot`, as a snapshot has them.
+    ///
+    /// # Errors
+    /// As [`progress`](Self::progress).
+    fn save(&self, slot: usize, out: &mut Vec<u8>) -> Result<(), SnapshotError> {
+        let _ = (slot, out);
+        Err(SnapshotError::Device)
+    }
+
+    /// Makes `slot` hold the sequence of a snapshot of this model and policy: which is `progress` far, and whose heads keep
+    /// `kept` channels each and hold `heads`. What it held before is forgotten, and nothing is held after an error.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] where that cannot be, or does not fit.
+    fn restore(&mut self, slot: usize, progress: &Progress, kept: &[u16], heads: &[u8]) -> Result<(), SnapshotError> {
+        let _ = (slot, progress, kept, heads);
+        Err(SnapshotError::Device)
+    }
 }
 
 /// How a cache chooses channels.
@@ -230,6 +260,16 @@ impl Renewal {
                 Life::Turn => self.prompt,
                 Life::Every { tokens } => self.since >= tokens as usize,
             }
+    }
+
+    /// Whether channels have been chosen, tokens thinned since, and query rows in the energies.
+    pub(crate) const fn parts(self) -> (bool, usize, usize) {
+        (self.chosen, self.since, self.scored)
+    }
+
+    /// That of these [parts](Self::parts), between two steps.
+    pub(crate) const fn of(chosen: bool, since: usize, scored: usize) -> Self {
+        Self { chosen, since, scored, prompt: false }
     }
 
     /// The step is in every layer.

@@ -105,13 +105,20 @@ pub trait Engine {
         None
     }
 
-    /// Makes a snapshot of what the cache holds, which is [read](Self::read_snapshot) next. No completion is under way.
+    /// A snapshot of what the cache holds is to be made. No completion is under way. Where who asked for it is gone before it
+    /// is there, it is not asked for any more, and anything else may come next.
     ///
     /// # Errors
     /// Why there is none.
-    fn save(&mut self) -> Result<Snapshot, Failure>;
+    fn save(&mut self) -> Result<(), Failure>;
 
-    /// Copies bytes of the snapshot from `offset` on to the front of `out`; returns how many.
+    /// The snapshot, once it is there: it is [read](Self::read_snapshot) next.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn saved(&mut self) -> Result<Option<Snapshot>, Failure>;
+
+    /// Copies bytes of the snapshot from `offset` on to the front of `out`; returns how many. They are read once, in order.
     fn read_snapshot(&mut self, offset: u32, out: &mut [u8]) -> usize;
 
     /// A snapshot is to be restored; its bytes follow. No completion is under way.
@@ -126,11 +133,12 @@ pub trait Engine {
     /// Why they are of no use; what the cache held is there as before, or gone.
     fn write_snapshot(&mut self, bytes: &[u8]) -> Result<(), Failure>;
 
-    /// All bytes of the snapshot are there. Returns the tokens that the cache holds now.
+    /// All bytes of the snapshot are there: the tokens that the cache holds, once it holds them. As for [`save`](Self::save),
+    /// anything else may come before.
     ///
     /// # Errors
     /// As [`write_snapshot`](Self::write_snapshot).
-    fn restored(&mut self) -> Result<u32, Failure>;
+    fn restored(&mut self) -> Result<Option<u32>, Failure>;
 }
 
 /// A request that waits.
@@ -172,6 +180,8 @@ enum Job {
     Running {
         request: Option<u16>,
     },
+    /// A snapshot is being made.
+    Making,
     Saving {
         offset: u32,
         bytes: u32,
@@ -179,6 +189,8 @@ enum Job {
     Restoring {
         left: u32,
     },
+    /// All of it is there, and is being taken.
+    Taking,
 }
 
 /// The loop.
@@ -277,7 +289,9 @@ impl<E: Engine> Device<E> {
             Job::Idle => self.next_request(),
             Job::Prompt { .. } | Job::Restoring { .. } => false,
             Job::Running { request } => self.step(request),
+            Job::Making => self.made(),
             Job::Saving { offset, bytes } => self.save(offset, bytes),
+            Job::Taking => self.taken(),
         };
         let _ = now;
         self.send_log() || worked
@@ -395,10 +409,7 @@ impl<E: Engine> Device<E> {
                 self.send(&ToHost::Health(health));
             }
             Ok(ToDevice::Save) => match self.free().and_then(|()| self.engine.save()) {
-                Ok(snapshot) => {
-                    self.job = Job::Saving { offset: 0, bytes: snapshot.bytes };
-                    self.send(&ToHost::Snapshot(snapshot));
-                }
+                Ok(()) => self.job = Job::Making,
                 Err(failure) => self.fail(None, &failure),
             },
             Ok(ToDevice::Restore(snapshot)) => match self.free().and_then(|()| self.engine.restore(snapshot)) {
@@ -560,6 +571,21 @@ impl<E: Engine> Device<E> {
         true
     }
 
+    fn made(&mut self) -> bool {
+        match self.engine.saved() {
+            Ok(None) => return false,
+            Ok(Some(snapshot)) => {
+                self.job = Job::Saving { offset: 0, bytes: snapshot.bytes };
+                self.send(&ToHost::Snapshot(snapshot));
+            }
+            Err(failure) => {
+                self.job = Job::Idle;
+                self.fail(None, &failure);
+            }
+        }
+        true
+    }
+
     fn save(&mut self, offset: u32, bytes: u32) -> bool {
         if offset == bytes {
             self.job = Job::Idle;
@@ -596,15 +622,17 @@ impl<E: Engine> Device<E> {
 
     /// So many bytes of a snapshot are still to come.
     fn restoring(&mut self, left: u32) {
-        if left > 0 {
-            self.job = Job::Restoring { left };
-            return;
-        }
-        self.job = Job::Idle;
+        self.job = if left > 0 { Job::Restoring { left } } else { Job::Taking };
+    }
+
+    fn taken(&mut self) -> bool {
         match self.engine.restored() {
-            Ok(tokens) => self.send(&ToHost::Restored { tokens }),
+            Ok(None) => return false,
+            Ok(Some(tokens)) => self.send(&ToHost::Restored { tokens }),
             Err(failure) => self.fail(None, &failure),
         }
+        self.job = Job::Idle;
+        true
     }
 
     fn send_log(&mut self) -> bool {

@@ -61,6 +61,31 @@
 //! Every Start is answered in the end by exactly one Ended or Failed. Up to [`QUEUE`](device::QUEUE) wait; one more fails with
 //! [`Code::Busy`](message::Code::Busy).
 //!
+//! Of a completion that is cancelled, at most one more token comes than the device has said when it reads the Cancel.
+//!
+//! # A snapshot
+//!
+//! What the cache holds, to go on with later or elsewhere: [its bytes](crate::snapshot), in pieces of at most
+//! [`MAX_CHUNK`](message::MAX_CHUNK).
+//!
+//! ```text
+//! host                                   device
+//! Save                               →
+//!                                    ←   Snapshot { bytes, checksum }      when it is made
+//!                                    ←   Chunk { bytes }                   until bytes are there
+//!
+//! Restore { bytes, checksum }        →
+//! Chunk { bytes }                    →                                     until bytes are there
+//!                                    ←   Restored { tokens }               when the cache holds them
+//! ```
+//!
+//! Either is answered by Failed without a request where it cannot be: [`Code::Busy`](message::Code::Busy) beside a request or
+//! another snapshot, [`Code::Foreign`](message::Code::Foreign) for another model, policy or version,
+//! [`Code::Context`](message::Code::Context) for more tokens than there is room for, [`Code::Damaged`](message::Code::Damaged)
+//! where a check does not fit. Chunks are frames like all others, so that whoever has no room leaves them on the line; whoever
+//! made a snapshot keeps it until its last chunk is asked for. The checksum is of all its bytes, and the last four of those are
+//! one of the others: a file that is damaged on the host's disk is told from one that is damaged on the way.
+//!
 //! # Examples in bytes
 //!
 //! The numbers of variants are their places in the enums of [`message`], and stay. A token event of session 0x11223344:
@@ -77,6 +102,19 @@
 //!     3, 1, 0xac, 0x02, 4, b' ', b'd', b'o', b'g',          // Token
 //!     0xbc, 0xcb, 0xb0, 0xba, 0,                            // check, end
 //! ]);
+//! # Ok::<(), thinkey_core::Error>(())
+//! ```
+//!
+//! A snapshot of 300 bytes is announced, and its second chunk (here of three bytes) follows:
+//!
+//! ```
+//! use thinkey_core::link::message::{Snapshot, ToHost, encode};
+//! let mut body = [0; 32];
+//! let body = encode(&ToHost::Snapshot(Snapshot { bytes: 300, checksum: 0xcbf4_3926 }), &mut body)?;
+//! assert_eq!(body, [8, 0xac, 0x02, 0xa6, 0xf2, 0xd0, 0xdf, 0x0c]);
+//! let mut body = [0; 32];
+//! let body = encode(&ToHost::Chunk { bytes: b"abc" }, &mut body)?;
+//! assert_eq!(body, [9, 3, b'a', b'b', b'c']);
 //! # Ok::<(), thinkey_core::Error>(())
 //! ```
 //!

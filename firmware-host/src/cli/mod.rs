@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod host;
 mod log;
 mod run;
 mod sim;
@@ -118,6 +119,9 @@ pub enum CliError {
         /// How long.
         seconds: u64,
     },
+    /// A snapshot came over the line otherwise than was said.
+    #[error("the snapshot is damaged: it is not what the device said; save it again")]
+    Snapshot,
     /// The line is closed.
     #[error("the line was closed before the answer ended")]
     Closed,

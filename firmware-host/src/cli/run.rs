@@ -24,6 +24,7 @@ use thinkey_firmware_host::{
     engine::{LoadError, ModelEngine, Options},
     port::{Port, Pty, Wake},
     serve::{Clock, serve},
+    sim::Bytes,
 };
 
 /// Options of `run`.
@@ -41,6 +42,10 @@ pub struct Arguments {
     /// Threads on the processor [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// Refuse models and policies that would take more memory, weights included, as 2GiB or 500MB; the program itself and a
+    /// snapshot under way come on top
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Bytes>,
     #[command(flatten)]
     line: Line,
 }
@@ -66,6 +71,14 @@ struct Line {
 /// Speed of a serial device.
 pub const BAUD: u32 = 115_200;
 
+/// What this program has logged in defmt frames: nothing, unless it is built with the feature `defmt`.
+fn logged() -> Vec<u8> {
+    #[cfg(feature = "defmt")]
+    return thinkey_firmware_host::logger::take();
+    #[cfg(not(feature = "defmt"))]
+    Vec::new()
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -85,8 +98,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     if let Some(threads) = arguments.threads {
         engine.threads = threads.get();
     }
-    let options = Options { engine, policy: arguments.policy, context: arguments.context, budget: 0 };
+    let budget = arguments.max_memory.map_or(0, |Bytes(bytes)| bytes);
+    let options = Options { engine, policy: arguments.policy, context: arguments.context, budget };
     let engine = ModelEngine::load(checkpoint, options, wake)?;
+    #[cfg(feature = "defmt")]
+    defmt::info!("serving {=str}", thinkey_core::link::Engine::capabilities(&engine).model);
 
     let clock = Clock::default();
     // Another number each time: hashers are seeded at random.
@@ -94,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let mut device = Device::new(engine, boot, Timing::default(), clock.now());
     let mut on = |mut port: Port| {
         *waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(port.waker());
-        serve(&mut device, &mut port, clock);
+        serve(&mut device, &mut port, clock, &mut logged);
     };
     let failed = |line: &str, cause| CliError::Line { line: line.to_owned(), cause };
     let Line { listen, pty, serial, .. } = &arguments.line;

@@ -1,31 +1,28 @@
 //! `thinkey-firmware-host talk`: a prompt to a device, and its answer.
 
-use super::{CliError, run::BAUD};
+use super::{
+    CliError,
+    host::{Host, Line},
+    log::{Printer, decoder},
+};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::{
-    collections::hash_map::RandomState,
     fs,
-    hash::BuildHasher,
     io::{self, Read, Write},
-    net::TcpStream,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use thinkey_core::{
     Policy,
     link::{
-        Client,
         client::Event,
         message::{End, Ending, Form, Sampling, Snapshot, Start, Stats, ToHost},
-        reliable::Timing,
     },
     wire,
 };
-use thinkey_firmware_host::{
-    port::{Input, Port},
-    serve::{Clock, TICK},
-};
+use thinkey_firmware_host::log::Level;
 
 /// Options of `talk`.
 #[derive(clap::Args)]
@@ -52,12 +49,18 @@ pub struct Arguments {
     /// Print answer and statistics as JSON
     #[arg(long)]
     json: bool,
-    /// Write a snapshot of the device's cache to this file after the answer
+    /// Write a snapshot of the device's cache to this file after the answer; without a prompt, nothing is asked
     #[arg(long, value_name = "SNAPSHOT")]
     save: Option<PathBuf>,
-    /// Restore a snapshot first
+    /// Restore a snapshot first, to go on with --append; without a prompt, nothing is asked
     #[arg(long, value_name = "SNAPSHOT")]
     restore: Option<PathBuf>,
+    /// Print what the device logs on the standard error; this is the ELF file of its firmware
+    #[arg(long, value_name = "ELF")]
+    log: Option<PathBuf>,
+    /// Leave out log records below this level
+    #[arg(long, value_enum, default_value_t = Level::Trace)]
+    level: Level,
     /// Ask nothing but how the device is, this many times, and print how long it takes
     #[arg(long, value_name = "TIMES")]
     ping: Option<usize>,
@@ -84,53 +87,26 @@ pub struct Arguments {
     seed: u64,
 }
 
-/// Where the device is.
-#[derive(clap::Args)]
-#[group(required = true, multiple = false)]
-struct Line {
-    /// The TCP address that a device listens on
-    #[arg(long, value_name = "ADDRESS")]
-    connect: Option<String>,
-    /// A serial device, or the path of a pseudo-terminal
-    #[arg(long, value_name = "PATH")]
-    port: Option<PathBuf>,
-}
-
-impl Line {
-    fn name(&self) -> String {
-        match (&self.connect, &self.port) {
-            (Some(address), _) => address.clone(),
-            (None, Some(path)) => path.display().to_string(),
-            (None, None) => String::new(),
-        }
-    }
-
-    fn open(&self) -> io::Result<Port> {
-        match (&self.connect, &self.port) {
-            (Some(address), _) => Port::tcp(TcpStream::connect(address)?),
-            (None, Some(path)) => Port::terminal(path, Some(BAUD)),
-            (None, None) => Err(io::ErrorKind::NotFound.into()),
-        }
+impl Arguments {
+    /// Whether an answer is asked for, and not only a snapshot moved.
+    const fn asks(&self) -> bool {
+        self.prompt.is_some() || self.file.is_some() || (self.save.is_none() && self.restore.is_none())
     }
 }
-
-/// How long a device may be silent at first.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 static PRESSED: AtomicBool = AtomicBool::new(false);
 
-/// A client, its line, and what it has heard.
-struct Talk {
-    client: Client,
-    port: Port,
-    clock: Clock,
-    heard: Heard,
+/// A host, and what it has heard.
+struct Talk<'l> {
+    host: Host,
+    heard: Heard<'l>,
 }
 
 /// What a device has said and nobody has looked at yet.
 #[derive(Default)]
-struct Heard {
-    connected: bool,
+struct Heard<'l> {
+    /// Prints the device's log, where it is asked for.
+    log: Option<Printer<'l>>,
     accepted: bool,
     text: Vec<u8>,
     ending: Option<Ending>,
@@ -142,10 +118,10 @@ struct Heard {
     error: Option<CliError>,
 }
 
-impl Heard {
+impl Heard<'_> {
     fn take(&mut self, event: Event<'_>) {
         match event {
-            Event::Connected(_) => self.connected = true,
+            Event::Connected(_) => {}
             Event::Restarted => self.error = Some(CliError::Restarted),
             Event::Version { device } => self.error = Some(CliError::Version { device }),
             Event::Message(message) => match message {
@@ -160,29 +136,22 @@ impl Heard {
                 ToHost::Snapshot(snapshot) => self.snapshot = Some(snapshot),
                 ToHost::Chunk { bytes } => self.chunks.extend_from_slice(bytes),
                 ToHost::Restored { tokens } => self.restored = Some(tokens),
-                ToHost::Read { .. } | ToHost::Log { .. } => {}
+                ToHost::Log { bytes } => {
+                    if let Some(Err(error)) = self.log.as_mut().map(|log| log.print(bytes, &mut io::stderr())) {
+                        self.error = Some(error);
+                    }
+                }
+                ToHost::Read { .. } => {}
             },
         }
     }
 }
 
-impl Talk {
-    /// Says what is to be said, and waits for something to happen.
+impl<'l> Talk<'l> {
+    /// A turn of the host.
     fn turn(&mut self) -> Result<(), CliError> {
-        let Self { client, port, clock, heard } = self;
-        port.write(|out| client.transmit(clock.now(), out));
-        let mut input = port.next(TICK);
-        while let Some(next) = input {
-            match next {
-                Input::Bytes(bytes) => client.receive(clock.now(), &bytes, &mut |event| {
-                    heard.take(event);
-                    true
-                }),
-                Input::Work => {}
-                Input::Closed => return Err(CliError::Closed),
-            }
-            input = port.try_next();
-        }
+        let Self { host, heard } = self;
+        host.turn(&mut |event| heard.take(event))?;
         match heard.error.take() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -190,7 +159,7 @@ impl Talk {
     }
 
     /// Turns until `found` finds something.
-    fn until<T>(&mut self, mut found: impl FnMut(&mut Heard) -> Option<T>) -> Result<T, CliError> {
+    fn until<T>(&mut self, mut found: impl FnMut(&mut Heard<'l>) -> Option<T>) -> Result<T, CliError> {
         loop {
             if let Some(found) = found(&mut self.heard) {
                 return Ok(found);
@@ -201,14 +170,14 @@ impl Talk {
 
     /// The answer to `prompt`, whose text goes to `out` as it comes.
     fn ask(&mut self, start: &Start<'_>, prompt: &[u8], out: &mut dyn Write) -> Result<(String, Ending), CliError> {
-        let request = self.client.start(start)?;
+        let request = self.host.client.start(start)?;
         let (mut sent, mut cancelled, mut answer) = (0, false, Vec::new());
         loop {
             if self.heard.accepted && sent < prompt.len() {
-                sent += self.client.prompt(request, &prompt[sent..]);
+                sent += self.host.client.prompt(request, &prompt[sent..]);
             }
             if !cancelled && PRESSED.load(SeqCst) {
-                cancelled = self.client.cancel(request).is_ok();
+                cancelled = self.host.client.cancel(request).is_ok();
             }
             if !self.heard.text.is_empty() {
                 out.write_all(&self.heard.text)?;
@@ -225,19 +194,29 @@ impl Talk {
 
     /// The snapshot of the device's cache.
     fn save(&mut self) -> Result<Vec<u8>, CliError> {
-        self.client.save()?;
+        self.host.client.save()?;
         let snapshot = self.until(|heard| heard.snapshot.take())?;
-        let whole = |heard: &mut Heard| (heard.chunks.len() >= snapshot.bytes as usize).then_some(());
-        self.until(whole)?;
-        Ok(std::mem::take(&mut self.heard.chunks))
+        let bar = bar("saving", snapshot.bytes);
+        self.until(|heard| {
+            bar.set_position(heard.chunks.len() as u64);
+            (heard.chunks.len() >= snapshot.bytes as usize).then_some(())
+        })?;
+        bar.finish_and_clear();
+        let bytes = std::mem::take(&mut self.heard.chunks);
+        if bytes.len() != snapshot.bytes as usize || wire::checksum(&bytes) != snapshot.checksum {
+            return Err(CliError::Snapshot);
+        }
+        Ok(bytes)
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Result<u32, CliError> {
-        self.client.restore(Snapshot { bytes: bytes.len() as u32, checksum: wire::checksum(bytes) })?;
-        let mut sent = 0;
+        self.host.client.restore(Snapshot { bytes: bytes.len() as u32, checksum: wire::checksum(bytes) })?;
+        let (bar, mut sent) = (bar("restoring", bytes.len() as u32), 0);
         loop {
-            sent += self.client.chunk(&bytes[sent..]);
+            sent += self.host.client.chunk(&bytes[sent..]);
+            bar.set_position(sent as u64);
             if let Some(tokens) = self.heard.restored.take() {
+                bar.finish_and_clear();
                 return Ok(tokens);
             }
             self.turn()?;
@@ -245,22 +224,22 @@ impl Talk {
     }
 }
 
+/// Shows how many bytes of a snapshot have gone over the line, as that may be a slow one.
+fn bar(what: &'static str, bytes: u32) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {bytes}/{total_bytes} {wide_bar} {eta}");
+    ProgressBar::new(bytes.into()).with_message(what).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// A line or a device that does not answer, or refuses.
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
-    let line = arguments.line.name();
-    let port = arguments.line.open().map_err(|cause| CliError::Line { line: line.clone(), cause })?;
-    let client = Client::new(RandomState::new().hash_one(0) as u32, Timing::default());
-    let mut talk = Talk { client, port, clock: Clock::default(), heard: Heard::default() };
-    let begun = Instant::now();
-    while !talk.heard.connected {
-        if begun.elapsed() > PATIENCE {
-            return Err(CliError::Silence { line, seconds: PATIENCE.as_secs() });
-        }
-        talk.turn()?;
-    }
+    let decoder = arguments.log.as_deref().map(decoder).transpose()?;
+    let log = decoder.as_ref().map(|decoder| Printer::new(decoder, arguments.level, false));
+    let mut heard = Heard { log, ..Heard::default() };
+    let host = Host::connect(&arguments.line, &mut |event| heard.take(event))?;
+    let mut talk = Talk { host, heard };
     if let Some(times) = arguments.ping {
         return ping(&mut talk, times);
     }
@@ -270,6 +249,21 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         eprintln!("restored {tokens} tokens");
     }
 
+    if arguments.asks() {
+        ask(arguments, &mut talk)?;
+    }
+    if let Some(path) = &arguments.save {
+        let bytes = talk.save()?;
+        fs::write(path, bytes).map_err(|cause| CliError::Write { path: path.clone(), cause })?;
+    }
+    if let (Some(printer), Some(elf)) = (&talk.heard.log, &arguments.log) {
+        printer.finish(elf);
+    }
+    Ok(())
+}
+
+/// Asks for an answer and prints it.
+fn ask(arguments: &Arguments, talk: &mut Talk<'_>) -> Result<(), CliError> {
     let prompt = prompt(arguments)?;
     let policy = arguments.policy.map(|policy| policy.to_string()).unwrap_or_default();
     let form = if arguments.raw || arguments.append { Form::Raw } else { Form::Message };
@@ -299,7 +293,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         writeln!(out)?;
     }
     if arguments.stats || arguments.json {
-        talk.client.stats()?;
+        talk.host.client.stats()?;
         let stats = talk.until(|heard| heard.stats.take())?;
         if arguments.json {
             serde_json::to_writer_pretty(&mut out, &report(&answer, &ending, &stats)).map_err(io::Error::from)?;
@@ -308,12 +302,6 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             writeln!(out, "\n{}", lines(&ending, &stats))?;
         }
     }
-    if let Some(path) = &arguments.save {
-        let bytes = talk.save()?;
-        fs::write(path, bytes)?;
-    }
-    // What was heard last is to be known before the line is closed.
-    talk.until(|_| Some(()))?;
     if ending.end == End::Cancelled {
         eprintln!("thinkey-firmware-host: interrupted");
     }
@@ -321,11 +309,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
 }
 
 /// Measures round trips without work of the model.
-fn ping(talk: &mut Talk, times: usize) -> Result<(), CliError> {
+fn ping(talk: &mut Talk<'_>, times: usize) -> Result<(), CliError> {
     let mut trips = Vec::new();
     for _ in 0..times.max(1) {
         let begun = Instant::now();
-        talk.client.health()?;
+        talk.host.client.health()?;
         talk.until(|heard| std::mem::take(&mut heard.healthy).then_some(()))?;
         trips.push(begun.elapsed());
     }

@@ -430,7 +430,11 @@ impl<P: Pace> Engine for Scripted<P> {
         Stats { tokens: held as u32, context: self.context, ..Stats::default() }
     }
 
-    fn save(&mut self) -> Result<Snapshot, Failure> {
+    fn save(&mut self) -> Result<(), Failure> {
+        Err(unsupported())
+    }
+
+    fn saved(&mut self) -> Result<Option<Snapshot>, Failure> {
         Err(unsupported())
     }
 
@@ -446,7 +450,7 @@ impl<P: Pace> Engine for Scripted<P> {
         Err(unsupported())
     }
 
-    fn restored(&mut self) -> Result<u32, Failure> {
+    fn restored(&mut self) -> Result<Option<u32>, Failure> {
         Err(unsupported())
     }
 }

@@ -48,7 +48,7 @@ use thinkey::{
     policy::{CalibrationError, DesignError},
     weights::WeightsError,
 };
-use thinkey_core::policy::PolicyError;
+use thinkey_core::{policy::PolicyError, trace::TraceError};
 
 /// Model shapes that ship with the program, by the names that scenarios use.
 pub const MODELS: [(&str, &str); 2] = [
@@ -75,6 +75,14 @@ pub enum SimError {
         path: PathBuf,
         /// Why, and where.
         cause: Box<toml::de::Error>,
+    },
+    /// A file is no trace.
+    #[error("{}: {cause}", path.display())]
+    Trace {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        cause: TraceError,
     },
     /// A scenario contradicts itself.
     #[error("{}: {what}", path.display())]

@@ -5,7 +5,11 @@ use super::{
     size::{Bytes, Time},
 };
 use serde::Deserialize;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use thinkey_core::trace::TraceReader;
 
 /// What a scenario file says.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -69,9 +73,14 @@ pub struct Request {
     /// When, at the earliest.
     #[serde(default)]
     pub at: Time,
-    /// Tokens of the prompt.
+    /// A recorded trace, beside the scenario, whose prompt and steps this is: where prompt and answer are as long as they were.
+    #[serde(default)]
+    pub trace: Option<PathBuf>,
+    /// Tokens of the prompt, where no trace says.
+    #[serde(default)]
     pub prompt: usize,
-    /// Tokens of the answer.
+    /// Tokens of the answer, where no trace says.
+    #[serde(default)]
     pub tokens: usize,
     /// After how many tokens the asker has enough.
     #[serde(default)]
@@ -143,11 +152,22 @@ impl Scenario {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn parse(text: &str, path: &Path) -> Result<Self, SimError> {
-        let scenario: Self =
+        let mut scenario: Self =
             toml::from_str(text).map_err(|cause| SimError::Toml { path: path.to_owned(), cause: Box::new(cause) })?;
         let wrong = |what: String| Err(SimError::Scenario { path: path.to_owned(), what });
         if scenario.policies.is_empty() {
             return wrong("it names no policy".to_owned());
+        }
+        for request in &mut scenario.request {
+            let Some(trace) = &request.trace else { continue };
+            let file = path.parent().unwrap_or(Path::new(".")).join(trace);
+            let bytes = fs::read(&file).map_err(|cause| SimError::Read { path: file.clone(), cause })?;
+            let header = *TraceReader::open(&bytes).map_err(|cause| SimError::Trace { path: file, cause })?.header();
+            for (number, traced) in [(&mut request.prompt, header.prompt), (&mut request.tokens, header.steps)] {
+                if *number == 0 {
+                    *number = traced as usize;
+                }
+            }
         }
         for (number, request) in (1..).zip(&scenario.request) {
             let Request { prompt, tokens, .. } = *request;
@@ -201,6 +221,38 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(message) && error.contains("s.toml"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_trace_is_a_request() {
+        use thinkey_core::{
+            trace::{MAGIC, TraceHeader, VERSION},
+            wire,
+        };
+        let header = TraceHeader {
+            magic: MAGIC,
+            version: VERSION,
+            model: "tiny",
+            head_dim: 16,
+            group: 2,
+            window: 8,
+            prompt: 60,
+            steps: 30,
+            heads: 1,
+            residual: false,
+        };
+        let mut memory = [0; 128];
+        let frame = wire::encode(&header, &mut memory).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("t"), [&(frame.len() as u16).to_le_bytes(), &*frame].concat()).unwrap();
+        let parse = |text: &str| Scenario::parse(&format!("{GOOD}[[request]]\n{text}"), &folder.path().join("s.toml"));
+        let lengths = |text: &str| parse(text).map(|scenario| (scenario.request[0].prompt, scenario.request[0].tokens));
+        assert_eq!(lengths("trace='t'\n").unwrap(), (60, 30));
+        assert_eq!(lengths("trace='t'\ntokens=7\n").unwrap(), (60, 7));
+        assert!(lengths("trace='t'\ntokens=41\n").unwrap_err().to_string().contains("takes 101 tokens"));
+        assert!(matches!(lengths("trace='none'\n"), Err(SimError::Read { .. })));
+        fs::write(folder.path().join("t"), "no trace").unwrap();
+        assert!(matches!(lengths("trace='t'\n"), Err(SimError::Trace { .. })));
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! Sizes and times as scenario files write them: `"1.5GiB"`, `"120ms"`.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use std::{fmt, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// Bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,9 +20,15 @@ const UNITS: [(&str, u64); 7] = [
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let malformed =
-            || D::Error::custom(format!("a size is a number with B, kB, MB, GB, KiB, MiB or GiB, not {text:?}"));
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed = || format!("a size is a number with B, kB, MB, GB, KiB, MiB or GiB, not {text:?}");
         let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
         let (number, unit) = (text[..split].trim(), &text[split..]);
         let (_, factor) = *UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(malformed)?;

@@ -8,8 +8,11 @@ use thinkey_core::{
     Span, StorageKind,
     channel::compensate,
     policy::{Life, Score, ThinValues},
+    snapshot::{Progress, SnapshotError},
     token::Eviction,
 };
+
+mod snapshot;
 
 /// Why a cache could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -498,5 +501,22 @@ impl Cache for ThinCache {
             state.position += step.new;
             state.renewal.end(self.choosing.life, &step, self.window);
         }
+    }
+
+    fn progress(&self, slot: usize) -> Result<(Progress, usize), SnapshotError> {
+        snapshot::progress(self, slot)
+    }
+
+    fn save(&self, slot: usize, out: &mut Vec<u8>) -> Result<(), SnapshotError> {
+        snapshot::save(self, slot, out)
+    }
+
+    fn restore(&mut self, slot: usize, progress: &Progress, kept: &[u16], heads: &[u8]) -> Result<(), SnapshotError> {
+        self.clear(slot);
+        let restored = snapshot::restore(self, slot, progress, kept, heads);
+        if restored.is_err() {
+            self.clear(slot);
+        }
+        restored
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     CliError,
-    generate::{Form, one},
+    generate::{Form, Snapshots, one},
     options::Options,
 };
 use std::{io::Write, process::ExitCode};
@@ -13,7 +13,7 @@ const TITLE: &str = "chapter VI of Alice's Adventures in Wonderland";
 const QUESTION: &str = "According to the text, what did the baby turn into? Answer in one short sentence.";
 
 pub fn run() -> Result<ExitCode, CliError> {
-    one(&Options::default(), format!("{TEXT}\n{QUESTION}"), false, Form::TextAndStats, |tokens| {
+    one(&Options::default(), format!("{TEXT}\n{QUESTION}"), false, Form::TextAndStats, Snapshots::default(), |tokens| {
         writeln!(std::io::stdout(), "Asking about {TITLE} ({tokens} tokens with the question): {QUESTION}\n")
     })
 }

@@ -13,7 +13,7 @@ use thinkey::{
     text::TextError,
     weights::WeightsError,
 };
-use thinkey_core::policy::PolicyError;
+use thinkey_core::{policy::PolicyError, snapshot::SnapshotError};
 
 /// What ends a command: one line, with the cause and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +119,14 @@ pub enum CliError {
         path: PathBuf,
         /// Why.
         cause: io::Error,
+    },
+    /// A snapshot that is not taken or restored.
+    #[error("{}: {cause}", path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: SnapshotError,
     },
     /// Standard input.
     #[error("cannot read standard input: {0}")]

@@ -4,14 +4,16 @@ use super::{CliError, answer::answer, budget::Budget, interrupt, options::Option
 use std::{
     fs,
     io::{self, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 use thinkey::{
+    engine::Origin,
     generate::{End, Request},
     model::ModelError,
     text::Message,
 };
+use thinkey_core::snapshot::Snapshot;
 
 /// Arguments of `thinkey generate`.
 #[derive(clap::Args)]
@@ -24,6 +26,12 @@ pub struct Arguments {
     /// Continue the prompt as it is, without the model's chat template
     #[arg(long)]
     raw: bool,
+    /// Write a snapshot of the cache to this file after the answer
+    #[arg(long, value_name = "SNAPSHOT")]
+    save: Option<PathBuf>,
+    /// Go on with a snapshot of the same model and policy: the prompt is put behind its text, as it is, and may be empty
+    #[arg(long, value_name = "SNAPSHOT")]
+    restore: Option<PathBuf>,
     /// Print speed and cache bytes after the answer
     #[arg(long)]
     stats: bool,
@@ -40,7 +48,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         (false, true) => Form::TextAndStats,
         (false, false) => Form::Text,
     };
-    one(&arguments.options, prompt(arguments)?, arguments.raw, form, |_| Ok(()))
+    let snapshots = Snapshots { restore: arguments.restore.as_deref(), save: arguments.save.as_deref() };
+    one(&arguments.options, prompt(arguments)?, arguments.raw, form, snapshots, |_| Ok(()))
+}
+
+/// Files that the cache comes from and goes to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshots<'a> {
+    pub restore: Option<&'a Path>,
+    pub save: Option<&'a Path>,
 }
 
 /// How an answer is printed.
@@ -51,19 +67,31 @@ pub enum Form {
     Json,
 }
 
-/// Answers `prompt`, or continues it where `raw`. `announce` is told the number of prompt tokens before the weights are
+/// Answers `prompt`, or continues it where `raw` or where it goes on with a snapshot. `announce` is told the number of prompt tokens before the weights are
 /// loaded.
 pub fn one(
     options: &Options,
     prompt: String,
     raw: bool,
     form: Form,
+    snapshots: Snapshots<'_>,
     announce: impl FnOnce(usize) -> io::Result<()>,
 ) -> Result<ExitCode, CliError> {
     let Options { model, cache, sampling } = options;
     let mut sampler = sampling.sampler()?;
     let (checkpoint, tokenizer) = model.open()?;
-    let mut tokens = if raw {
+    let restored = snapshots.restore.map(|path| Ok::<_, CliError>((path, read(path)?))).transpose()?;
+    let refused = |path: &Path, cause| CliError::Snapshot { path: path.to_owned(), cause };
+    let restored = match &restored {
+        Some((path, bytes)) => Some((*path, Snapshot::open(bytes).map_err(|cause| refused(path, cause))?)),
+        None => None,
+    };
+    let raw = raw || restored.is_some();
+    let mut tokens = if let Some((_, snapshot)) = &restored {
+        let mut tokens: Vec<u32> = snapshot.tokens().collect();
+        tokens.extend(tokenizer.encode_plain(&prompt, false)?);
+        tokens
+    } else if raw {
         tokenizer.encode_plain(&prompt, true)?
     } else {
         tokenizer.encode(&model.template(&tokenizer)?.render(&[Message::user(prompt)], true)?, false)?
@@ -73,6 +101,10 @@ pub fn one(
     announce(tokens.len())?;
     let mut engine = model.load(&checkpoint)?;
     let mut session = cache.session(&engine, planned, &budget.design)?;
+    let origin = || Origin { model: checkpoint.fingerprint(), policy: *budget.design.policy() };
+    if let Some((path, snapshot)) = &restored {
+        session.restore(0, &origin(), snapshot).map_err(|cause| refused(path, cause))?;
+    }
 
     interrupt::take_over()?;
     let mut out = io::stdout().lock();
@@ -95,6 +127,10 @@ pub fn one(
         }
         reply => reply?,
     };
+    if let Some(path) = snapshots.save {
+        let bytes = session.save(0, &origin(), &tokens).map_err(|cause| refused(path, cause))?;
+        fs::write(path, bytes).map_err(|cause| CliError::Write { path: path.to_owned(), cause })?;
+    }
     let stats = Stats::new(&reply, &session, &budget);
     match form {
         Form::Json => {
@@ -117,6 +153,11 @@ pub fn one(
         End::Stop | End::MaxTokens => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The bytes of a file.
+fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+    fs::read(path).map_err(|cause| CliError::Read { path: path.to_owned(), cause })
 }
 
 /// Tokens to plan the cache for, where the prompt has `prompt` tokens and the model a context of `context`.

@@ -7,6 +7,7 @@ use crate::{
     model::{Model, ModelConfig, ModelError, Profile, transformer},
     weights::Checkpoint,
 };
+pub use snapshot::Origin;
 use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
 use thinkey_core::{
     CacheBytes, CachePlan,
@@ -424,6 +425,8 @@ impl Session {
         any!(State, &mut self.0, |state| state.clear(slot));
     }
 }
+
+mod snapshot;
 
 #[cfg(test)]
 mod tests;

@@ -147,6 +147,11 @@ impl<O: ThinOps> Session<O> {
         &self.cache
     }
 
+    /// The cache, for what is restored.
+    pub(crate) fn cache_mut(&mut self) -> &mut O::Cache {
+        &mut self.cache
+    }
+
     /// Forgets the sequence of `slot`.
     pub fn clear(&mut self, slot: usize) {
         self.cache.clear(slot);

@@ -24,7 +24,7 @@ use thinkey_kernels::format::Matrix;
 pub struct Checkpoint {
     path: PathBuf,
     config: ModelConfig,
-    tensors: Tensors,
+    pub(super) tensors: Tensors,
     size: u64,
     source: Source,
     maps: Maps,

@@ -8,6 +8,7 @@
 mod checkpoint;
 mod cursor;
 mod error;
+mod fingerprint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod gguf;

@@ -168,3 +168,21 @@ fn a_device_that_is_not_built_in_says_what_to_do() {
     let error = tiny(512).generate(&["hello", "--device", "cuda"]).error();
     assert!(error.contains("--features cuda") && error.contains("--device ndarray"), "{error}");
 }
+
+#[test]
+fn a_snapshot_is_gone_on_with_by_another_process() {
+    let tiny = tiny(512);
+    let file = tiny.folder.path().join("snapshot");
+    let file = file.to_str().unwrap();
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(3);
+    let whole = tiny.generate(&["--raw", &text, "--max-tokens", "60", "--context", "400"]).ok();
+    let first = tiny.generate(&["--raw", &text, "--max-tokens", "20", "--context", "400", "--save", file]).ok();
+    let second = tiny.generate(&["--restore", file, "", "--max-tokens", "40"]).ok();
+    assert_eq!([first.trim_end_matches('\n'), &second].concat(), whole);
+
+    let refused = |arguments: &[&str]| tiny.generate(&[&["--restore", file, "and"], arguments].concat()).error();
+    assert!(refused(&["--policy", "full"]).contains("of policy "), "{}", refused(&["--policy", "full"]));
+    let bytes = fs::read(file).unwrap();
+    fs::write(file, &bytes[..bytes.len() - 1]).unwrap();
+    assert!(refused(&[]).contains("cut off"), "{}", refused(&[]));
+}
