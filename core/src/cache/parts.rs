@@ -201,8 +201,8 @@ impl<E: Element> Whole<'_, E> {
     ) -> Result<(), Error> {
         // What has been stored takes 128 bytes of the stack a channel.
         match prediction.kept() {
-            ..=64 => self.predict_some_keys::<P, 64>(form, prediction, lanes, block),
-            ..=128 => self.predict_some_keys::<P, 128>(form, prediction, lanes, block),
+            0..=64 => self.predict_some_keys::<P, 64>(form, prediction, lanes, block),
+            65..=128 => self.predict_some_keys::<P, 128>(form, prediction, lanes, block),
             _ => self.predict_some_keys::<P, MAX_HEAD_DIM>(form, prediction, lanes, block),
         }
     }
