@@ -61,7 +61,7 @@ fn a_real_run_is_computed_again_without_the_model() {
         "balanced,choice=top(.5)",
         "small,choice=top(.7),values=int2",
         "quality",
-        "balanced,choice=top(.5),fix=predictive,keys=int4/2",
+        "balanced,choice=top(.5),fix=predictive,keys=int4/2,values=int2",
     ] {
         let path = record(&folder, policy, RECORDING).unwrap();
         let outcome = trace::replay(&path, 0.0).unwrap();
