@@ -46,7 +46,7 @@ fn recorded() -> &'static [u8] {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
     BYTES.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        fs::read(record(&folder, "balanced,choice=top(.5)", RECORDING).unwrap()).unwrap()
+        fs::read(record(&folder, "balanced,choice=top(.5),values=int4", RECORDING).unwrap()).unwrap()
     })
 }
 
@@ -58,7 +58,7 @@ fn a_real_run_is_computed_again_without_the_model() {
     assert!(refused.contains("12 of 12 channels cannot be turned"), "{refused}");
     for policy in [
         "think",
-        "balanced,choice=top(.5)",
+        "balanced,choice=top(.5),values=int4",
         "small,choice=top(.7),values=int2",
         "quality",
         "balanced,choice=top(.5),fix=predictive,keys=int4/2,values=int2",
