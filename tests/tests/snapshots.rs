@@ -160,9 +160,12 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert_eq!(tokens_of(&[&tokens[..], &[1, 2]].concat()), Err(SnapshotError::Impossible { what: "tokens" }));
 }
 
-/// A snapshot, the engine's checkpoint and origin, for each of some policies.
-fn saved() -> &'static (Checkpoint, Vec<(Origin, Vec<u8>)>) {
-    static SAVED: OnceLock<(Checkpoint, Vec<(Origin, Vec<u8>)>)> = OnceLock::new();
+/// A model, and snapshots of it: of whose cache, and their bytes.
+type Saved = (Checkpoint, Vec<(Origin, Vec<u8>)>);
+
+/// One for each policy.
+fn saved() -> &'static Saved {
+    static SAVED: OnceLock<Saved> = OnceLock::new();
     SAVED.get_or_init(|| {
         let checkpoint = checkpoint("llama3.gguf");
         let mut engine = engine(&checkpoint);

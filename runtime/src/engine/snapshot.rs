@@ -89,7 +89,7 @@ fn save<O: ThinOps>(
     };
     let mut memory = [0; MAX_HEADER];
     let front = header.encode(&mut memory)?;
-    let (lists, check) = (tokens.len() * size_of::<u32>() + plan.layers * plan.heads() * size_of::<u16>(), 4);
+    let (lists, check) = (size_of_val(tokens) + plan.layers * plan.heads() * size_of::<u16>(), 4);
     let total = front.len() + lists + bytes + check;
     let mut out = Vec::new();
     out.try_reserve_exact(total).map_err(|_| SnapshotError::Memory { bytes: total as u64 })?;
