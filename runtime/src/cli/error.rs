@@ -126,7 +126,7 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
         /// Why.
-        cause: SnapshotError,
+        cause: Box<SnapshotError>,
     },
     /// Standard input.
     #[error("cannot read standard input: {0}")]

@@ -81,7 +81,7 @@ pub fn one(
     let mut sampler = sampling.sampler()?;
     let (checkpoint, tokenizer) = model.open()?;
     let restored = snapshots.restore.map(|path| Ok::<_, CliError>((path, read(path)?))).transpose()?;
-    let refused = |path: &Path, cause| CliError::Snapshot { path: path.to_owned(), cause };
+    let refused = |path: &Path, cause| CliError::Snapshot { path: path.to_owned(), cause: Box::new(cause) };
     let restored = match &restored {
         Some((path, bytes)) => Some((*path, Snapshot::open(bytes).map_err(|cause| refused(path, cause))?)),
         None => None,
