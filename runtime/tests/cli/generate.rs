@@ -46,8 +46,8 @@ fn json_says_what_it_took() {
     let cache = &report["cache"];
     assert_eq!(cache["tokens"], prompt + 100);
     assert_eq!(cache["used"], prompt + 99);
-    assert_eq!((&cache["lambda"], &cache["recent"], &cache["window"]), (&0.5.into(), &32.into(), &32.into()));
-    assert_eq!((&cache["keys"], &cache["values"]), (&"int4".into(), &"int4".into()));
+    assert_eq!((&cache["lambda"], &cache["recent"], &cache["window"]), (&0.4.into(), &32.into(), &32.into()));
+    assert_eq!((&cache["keys"], &cache["values"]), (&"int4".into(), &"turned2".into()));
     let bytes = |name: &str| report["cache_bytes"][name].as_i64().unwrap();
     // Layers, KV heads, channels, keys and values of two bytes.
     assert_eq!(bytes("whole"), 2 * 2 * 16 * 2 * 2 * (prompt as i64 + 100));
