@@ -139,7 +139,7 @@ impl SnapshotHeader {
     }
 
     /// Writes what comes before the tokens to the front of `memory`; returns it. The tokens, the numbers of channels and the
-    /// heads follow, and then the [check](check).
+    /// heads follow, and then the [check].
     ///
     /// # Errors
     /// [`Error::Capacity`] where `memory` is shorter than [`MAX_HEADER`] and the header longer than it.
