@@ -145,7 +145,9 @@ fn evicting_caches_stay_within_their_capacity() {
             feed(&mut session, 690);
             let small = session.planned();
             assert!(small.ranks > 0 && small.prefix_keys * 3 < bytes.prefix_keys, "{line}: {small:?} and {bytes:?}");
-            assert!(small.total() * 3 < bytes.total() * 2, "{line}: {small:?} and {bytes:?}");
+            assert!(small.prefix_values * 3 < bytes.prefix_values, "{line}: {small:?} and {bytes:?}");
+            // Where values take two bits, what H2O's ring takes more is half of what it saves.
+            assert!(small.total() * 4 < bytes.total() * 3, "{line}: {small:?} and {bytes:?}");
             // What is planned before the model is loaded is what is allocated.
             let policy: Policy = line.parse().unwrap();
             assert!(!matches!(policy.tokens, Tokens::All));
