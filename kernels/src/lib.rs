@@ -12,3 +12,5 @@ pub mod cuda;
 pub mod format;
 pub mod ops;
 pub mod reference;
+#[cfg(feature = "vulkan")]
+pub mod vulkan;

@@ -8,6 +8,8 @@
 #![deny(unsafe_code)]
 
 pub mod bench;
+#[doc = include_str!("../docs/jetson.md")]
+pub mod jetson {}
 pub mod engine;
 pub mod eval;
 pub mod generate;

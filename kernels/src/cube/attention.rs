@@ -185,14 +185,20 @@ fn mix_thin(
         // A quad is four tokens here, and a group 32 channels of one.
         let groups = comptime!(BLOCK * shape.dim.div_ceil(BLOCK));
         let affine = block + comptime!(groups / 4 * quad_words(shape.values));
+        let middle = comptime!(((1u32 << bits(shape.values)) - 1) as f32 / 2.0).runtime();
         for four in 0..comptime!(BLOCK / 4) {
             let quad = channel / BLOCK * comptime!(BLOCK / 4) + four;
             let word = codes(arena, block + quad * comptime!(quad_words(shape.values)), channel % BLOCK, kind);
             #[unroll]
             for token in 0..4u32 {
                 let lane = four * 4 + token as usize;
-                let (scale, least) = value_affine(arena, affine, channel / BLOCK * BLOCK + lane, groups);
-                let x = code(word, token) * scale + least;
+                let x = if comptime!(shape.values.turns()) {
+                    // One scale a token.
+                    (code(word, token) - middle) * number(arena, affine, lane, comptime!(FloatKind::F16))
+                } else {
+                    let (scale, least) = value_affine(arena, affine, channel / BLOCK * BLOCK + lane, groups);
+                    code(word, token) * scale + least
+                };
                 #[unroll]
                 for member in 0..comptime!(shape.group) {
                     mixed[comptime!(at + member)] += weights[comptime!(member * UNITS) + place + lane] * x;
@@ -204,7 +210,8 @@ fn mix_thin(
 
 /// What a share of the tokens that a row sees gives: one cube a share (x), head (y) and row (z) of 128 units.
 ///
-/// `partials` is `[row][head][share][G][D+2]`: the largest logit, Σ e^(logit − largest), and the mix of the values by it.
+/// `partials` is `[row][head][share][G][D+2]`: the largest logit, Σ e^(logit − largest), and the mix of the values by it;
+/// where values are turned, D more: the mix of those.
 /// `plane` is the width of planes, or 1 where that is not known.
 #[cube(launch_unchecked)]
 pub(crate) fn attend(
@@ -257,14 +264,16 @@ pub(crate) fn attend(
     let mut top = Array::<f32>::new(comptime!(shape.group));
     let mut sum = Array::<f32>::new(comptime!(shape.group));
     let mut scores = Array::<f32>::new(comptime!(shape.group));
-    let mut mixed = Array::<f32>::new(comptime!(shape.group * per));
+    // Of turned values another one follows.
+    let parts = comptime!(if shape.values.turns() { 2 * per } else { per });
+    let mut mixed = Array::<f32>::new(comptime!(shape.group * parts));
     #[unroll]
     for member in 0..group {
         top[member] = f32::new(LOWEST);
         sum[member] = f32::new(0.0);
     }
     #[unroll]
-    for index in 0..comptime!(shape.group * per) {
+    for index in 0..comptime!(shape.group * parts) {
         mixed[index] = f32::new(0.0);
     }
     sync_cube();
@@ -347,7 +356,7 @@ pub(crate) fn attend(
             sum[member] = sum[member] * shrink + weight;
             weights[comptime!(member * UNITS) + unit] = weight;
             #[unroll]
-            for channel in 0..per {
+            for channel in 0..parts {
                 mixed[comptime!(channel * shape.group + member)] *= shrink;
             }
         }
@@ -391,7 +400,7 @@ pub(crate) fn attend(
                                     &weights,
                                     place * BLOCK,
                                     &mut mixed,
-                                    comptime!(step * shape.group),
+                                    comptime!((step + parts - per) * shape.group),
                                     shape,
                                 );
                             } else {
@@ -423,7 +432,7 @@ pub(crate) fn attend(
     // What units have summed up apart; the memory of weights is free now.
     let place = (CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize
         + CUBE_POS_X as usize;
-    let out = place * comptime!(shape.group * (shape.dim + 2));
+    let out = place * comptime!(shape.group * shape.partial());
     #[unroll]
     for member in 0..group {
         weights[comptime!(member * UNITS) + unit] = sum[member];
@@ -434,40 +443,45 @@ pub(crate) fn attend(
         for other in 0..UNITS {
             all += weights[unit * UNITS + other];
         }
-        partials[out + unit * comptime!(shape.dim + 2) + 1] = all;
+        partials[out + unit * comptime!(shape.partial()) + 1] = all;
     }
     if unit == 0 {
         #[unroll]
         for member in 0..group {
-            partials[out + comptime!(member * (shape.dim + 2))] = top[member];
+            partials[out + comptime!(member * shape.partial())] = top[member];
         }
     }
     sync_cube();
     if comptime!(sharing > 1) {
+        // A unit has one channel.
         #[unroll]
-        for member in 0..group {
-            weights[comptime!(member * UNITS) + unit] = mixed[member];
-        }
-        sync_cube();
-        if unit < dim {
+        for part in 0..parts {
             #[unroll]
             for member in 0..group {
-                let mut all = f32::new(0.0);
-                #[unroll]
-                for other in 0..sharing {
-                    all += weights[comptime!(member * UNITS + other * shape.dim) + unit];
-                }
-                partials[out + comptime!(member * (shape.dim + 2) + 2) + unit] = all;
+                weights[comptime!(member * UNITS) + unit] = mixed[comptime!(part * shape.group + member)];
             }
+            sync_cube();
+            if unit < dim {
+                #[unroll]
+                for member in 0..group {
+                    let mut all = f32::new(0.0);
+                    #[unroll]
+                    for other in 0..sharing {
+                        all += weights[comptime!(member * UNITS + other * shape.dim) + unit];
+                    }
+                    partials[out + comptime!(member * shape.partial() + 2 + part * shape.dim) + unit] = all;
+                }
+            }
+            sync_cube();
         }
     } else {
         #[unroll]
-        for step in 0..per {
-            let channel = unit + comptime!(step * UNITS);
+        for step in 0..parts {
+            let channel = unit + comptime!(step % per * UNITS);
             if channel < dim {
                 #[unroll]
                 for member in 0..group {
-                    partials[out + comptime!(member * (shape.dim + 2) + 2) + channel] =
+                    partials[out + comptime!(member * shape.partial() + 2 + step / per * shape.dim) + channel] =
                         mixed[comptime!(step * shape.group + member)];
                 }
             }

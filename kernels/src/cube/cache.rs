@@ -4,7 +4,7 @@
 //! a step, for all layers. Masks, energies and corrections are the device's.
 
 use super::{
-    launch::{Doing, Layer, Numbers, Steps, blocks, head_entry, row_entry},
+    launch::{Doing, Given, Layer, Numbers, Steps, blocks, head_entry, lasting, row_entry},
     layout::Shape,
     score,
 };
@@ -14,8 +14,10 @@ use crate::{
 };
 use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
+use std::sync::{Mutex, PoisonError};
 use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error, HeadLayout, Lambda, Span,
+    channel::{compensate, random},
     policy::{Fix, Life, Score},
 };
 
@@ -42,11 +44,29 @@ pub struct DeviceCache<R: CubeRuntime> {
     window: usize,
     choosing: Choosing,
     layers: Vec<Layer>,
+    /// Layouts of all heads, layer after layer, and where each begins in its layer, in bytes.
+    layouts: Vec<(HeadLayout, usize)>,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// What was uploaded for the step under way: all layers go by it.
+    tables: Mutex<Tables>,
 }
 
+/// Tables of a step, with what they were asked for.
+#[derive(Default)]
+struct Tables {
+    batch: Option<(Vec<usize>, Batch)>,
+    rows: Option<(SeenRows, RowTables)>,
+}
+
+/// The slot of each row and the newest tokens that it sees, and whether after the steps under way.
+type SeenRows = (Vec<(usize, usize)>, bool);
+
+/// What rows see of the cache: the entries, how many, and the most blocks that one sees; and page tables.
+pub(super) type RowTables = ((Numbers, usize, usize), Numbers);
+
 /// What kernels go by in a step of some sequences.
+#[derive(Clone)]
 pub(super) struct Batch {
     steps: Steps,
     pages: Numbers,
@@ -56,11 +76,11 @@ pub(super) struct Batch {
 impl<R: CubeRuntime> DeviceCache<R> {
     /// Whether the kernels have all parts of a plan.
     pub(super) fn knows(plan: &CachePlan) -> bool {
-        plan.fix == Fix::None
+        matches!(plan.fix, Fix::None | Fix::Compensated)
             && plan.value_lambda == Lambda::WHOLE
             && plan.eviction.is_none()
             && !plan.keys.turns()
-            && !plan.values.turns()
+            && !plan.keys.halves()
             && plan.head_dim.is_multiple_of(2)
             && !plan.renews
             && !plan.flexible
@@ -78,12 +98,14 @@ impl<R: CubeRuntime> DeviceCache<R> {
     ) -> Result<Self, CacheError> {
         let planned = plan.bytes(kept)?;
         let (mut layers, mut allocated) = (Vec::with_capacity(plan.layers), 0);
+        let mut all = Vec::with_capacity(plan.layers * plan.heads());
         for layer in 0..plan.layers {
             let layouts: Vec<HeadLayout> =
                 (0..plan.heads()).map(|head| plan.head(kept(layer, head))).collect::<Result<_, Error>>()?;
             let (mut table, mut bytes) = (Vec::new(), 0);
             for layout in &layouts {
                 table.extend(head_entry(layout, bytes));
+                all.push((*layout, bytes));
                 bytes += layout.bytes();
             }
             let shape = Shape {
@@ -97,18 +119,20 @@ impl<R: CubeRuntime> DeviceCache<R> {
                 values: plan.values,
                 sinks: plan.sinks,
                 stride: layouts[0].ring_stride(),
-                corrected: false,
+                corrected: plan.fix == Fix::Compensated,
                 copies: plan.copies,
             };
             let channels = plan.slots * plan.heads() * plan.head_dim;
             allocated += bytes + channels * 4;
-            layers.push(Layer {
-                arena: Numbers::empty(&client, bytes / 4),
-                heads: Numbers::of(&client, &table),
-                channels: Numbers::of(&client, &vec![0; channels]),
-                count: plan.heads(),
-                shape,
+            // They stay as long as the cache does: to the byte, and not in pages for what comes and goes.
+            let (arena, heads, channels) = lasting(&client, || {
+                (
+                    Numbers::empty(&client, bytes / 4),
+                    Numbers::of(&client, &table),
+                    Numbers::of(&client, &vec![0; channels]),
+                )
             });
+            layers.push(Layer { arena, heads, channels, count: plan.heads(), shape });
         }
         let pages = plan.blocks_per_slot() * plan.slots;
         Ok(Self {
@@ -119,6 +143,8 @@ impl<R: CubeRuntime> DeviceCache<R> {
             window,
             choosing: Choosing::default(),
             layers,
+            layouts: all,
+            tables: Mutex::default(),
             slots: vec![Slot::default(); plan.slots],
             free: (0..pages as u32).rev().collect(),
         })
@@ -143,15 +169,53 @@ impl<R: CubeRuntime> DeviceCache<R> {
         }
     }
 
-    /// What the steps of `slots`, whose new rows follow each other, do in every layer.
+    /// The step of `slot` under way.
     ///
-    /// # Errors
-    /// [`Error::Inconsistent`] where channels are scored by what the device has not.
+    /// # Panics
+    /// Where there is none.
+    pub(super) fn step(&self, slot: usize) -> &Admission {
+        self.slots[slot].step.as_ref().expect("a step is under way")
+    }
+
+    /// The layout of a head, and the byte of its layer where it begins.
+    pub(super) fn layout(&self, layer: usize, head: usize) -> &(HeadLayout, usize) {
+        &self.layouts[layer * self.plan.heads() + head]
+    }
+
+    /// What channels are scored by.
+    pub(super) fn score(&self) -> Score {
+        self.choosing.score
+    }
+
+    /// Whether the step of `slot`, a prompt's, is to learn how queries are corrected.
+    pub(super) fn learns(&self, slot: usize) -> bool {
+        let step = self.step(slot);
+        self.plan.fix == Fix::Compensated
+            && self.slots[slot].renewal.chooses(Life::Prompt, step)
+            && compensate::tells(step.thinned, self.plan.head_dim)
+    }
+
+    fn tables(&mut self) -> &mut Tables {
+        self.tables.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the steps of `slots`, whose new rows follow each other, do in every layer: uploaded for the first one.
     ///
     /// # Panics
     /// Where no step is under way.
-    pub(super) fn batch(&self, slots: &[usize]) -> Result<Batch, Error> {
-        let by = score::by(self.choosing.score).ok_or(Error::Inconsistent { what: "score on this device" })?;
+    pub(super) fn batch(&self, slots: &[usize]) -> Batch {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        match &tables.batch {
+            Some((of, batch)) if of == slots => batch.clone(),
+            _ => {
+                let batch = self.new_batch(slots);
+                tables.batch = Some((slots.to_vec(), batch.clone()));
+                batch
+            }
+        }
+    }
+
+    fn new_batch(&self, slots: &[usize]) -> Batch {
         let (mut steps, mut pages, mut row) = (Vec::with_capacity(slots.len()), Vec::new(), 0);
         for &slot in slots {
             let Slot { step, renewal, counted, pages: own, .. } = &self.slots[slot];
@@ -159,6 +223,8 @@ impl<R: CubeRuntime> DeviceCache<R> {
             let tokens = step.before.recent as usize + step.new;
             let every = match self.choosing.score {
                 Score::Sample { tokens: most } => tokens.div_ceil((most as usize).max(1)),
+                // As if there were one token, so that scores stay what they are.
+                Score::Random { .. } => tokens,
                 _ => 1,
             };
             let life = Life::Prompt;
@@ -176,18 +242,61 @@ impl<R: CubeRuntime> DeviceCache<R> {
             pages.extend_from_slice(own);
             row += step.new;
         }
-        Ok(Batch { steps: Steps::new(&self.client, &steps), pages: Numbers::of(&self.client, &pages), by })
+        let by = score::by(self.choosing.score);
+        Batch { steps: Steps::new(&self.client, &steps), pages: Numbers::of(&self.client, &pages), by }
     }
 
-    /// Admits rows to a layer.
-    pub(super) fn admit(&self, layer: &Layer, batch: &Batch, fused: &Numbers) {
-        layer.choose(&self.client, &batch.steps, fused, batch.by);
+    /// Counts queries, and chooses the channels of `layer`, `number` of all.
+    pub(super) fn choose(&self, number: usize, layer: &Layer, batch: &Batch, fused: &Numbers) {
+        layer.choose(&self.client, &batch.steps, fused, batch.by, &self.given(number, &batch.steps));
+    }
+
+    /// What heads of layer `number` are scored by beside energies.
+    fn given(&self, number: usize, steps: &Steps) -> Given {
+        if steps.chunks == 0 {
+            return Given::Nothing;
+        }
+        let heads = number * self.plan.heads()..(number + 1) * self.plan.heads();
+        match self.choosing.score {
+            Score::Random { seed } => {
+                let mut scores = vec![0.0f32; steps.count * self.plan.heads() * self.plan.head_dim];
+                let every = (0..steps.count).flat_map(|_| heads.clone());
+                every.zip(scores.chunks_exact_mut(self.plan.head_dim)).for_each(|(head, scores)| {
+                    random::random(seed, head, scores);
+                });
+                Given::Scores(Numbers::of(&self.client, bytemuck::cast_slice(&scores)))
+            }
+            Score::Sketch { rows } => {
+                let tokens = steps.whole.iter().copied().max().unwrap_or(0);
+                let bits = |head: usize| (0..tokens as u64).map(move |token| random::bits(head as u64, token));
+                let all = (0..steps.count).flat_map(|_| heads.clone().flat_map(bits));
+                let signs: Vec<u32> = all.flat_map(|bits| [bits as u32, (bits >> 32) as u32]).collect();
+                Given::Signs { signs: Numbers::of(&self.client, &signs), tokens, rows: rows as usize }
+            }
+            _ => Given::Nothing,
+        }
+    }
+
+    /// Stores rows in a layer.
+    pub(super) fn store(&self, layer: &Layer, batch: &Batch, fused: &Numbers) {
         layer.store(&self.client, &batch.steps, &batch.pages, fused);
     }
 
     /// What rows see of the cache: their slots, and of how many of the newest tokens; after the steps under way where they
-    /// are `admitted`. The entries, how many, and the most blocks that one sees; and page tables.
-    pub(super) fn rows(&self, rows: &[(usize, usize)], admitted: bool) -> ((Numbers, usize, usize), Numbers) {
+    /// are `admitted`. Uploaded for the first layer.
+    pub(super) fn rows(&self, rows: &[(usize, usize)], admitted: bool) -> RowTables {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        match &tables.rows {
+            Some(((of, after), found)) if of == rows && *after == admitted => found.clone(),
+            _ => {
+                let new = self.new_rows(rows, admitted);
+                tables.rows = Some(((rows.to_vec(), admitted), new.clone()));
+                new
+            }
+        }
+    }
+
+    fn new_rows(&self, rows: &[(usize, usize)], admitted: bool) -> RowTables {
         let (mut entries, mut pages, mut most) = (Vec::new(), Vec::new(), 0);
         let mut last = None;
         for &(slot, window) in rows {
@@ -229,6 +338,7 @@ impl<R: CubeRuntime> Cache for DeviceCache<R> {
     }
 
     fn choose_by(&mut self, choosing: Choosing) {
+        *self.tables() = Tables::default();
         self.choosing = choosing;
     }
 
@@ -242,6 +352,7 @@ impl<R: CubeRuntime> Cache for DeviceCache<R> {
 
     fn begin(&mut self, slot: usize, new: usize, prompt: bool) -> Result<(), Error> {
         self.check(slot, new)?;
+        *self.tables() = Tables::default();
         let state = &mut self.slots[slot];
         let admission = state.span.admit(new, self.plan.retention(), prompt);
         state.before.clone_from(&state.pages);
@@ -258,6 +369,7 @@ impl<R: CubeRuntime> Cache for DeviceCache<R> {
     }
 
     fn commit(&mut self, slot: usize) {
+        *self.tables() = Tables::default();
         let state = &mut self.slots[slot];
         if let Some(step) = state.step.take() {
             state.counted |= state.renewal.counts(Life::Prompt) && self.window > 0;
@@ -268,6 +380,7 @@ impl<R: CubeRuntime> Cache for DeviceCache<R> {
     }
 
     fn clear(&mut self, slot: usize) {
+        *self.tables() = Tables::default();
         let state = &mut self.slots[slot];
         self.free.append(&mut state.pages);
         *state = Slot::default();

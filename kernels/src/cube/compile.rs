@@ -1,6 +1,16 @@
 //! Every kernel as CUDA C++, compiled by NVRTC: nothing reaches a GPU uncompiled. No GPU takes part.
 
-use super::{append, attention, flush, layout::Shape, merge, score, select, tests::client};
+use super::{
+    append, attention, flush,
+    gemv::{self, Outcome, Product},
+    layout::Shape,
+    learn, merge,
+    rotate::{self, Turn},
+    score, select,
+    tests::client,
+    weights::{self, Packed},
+};
+use crate::format::WeightFormat;
 use burn_wgpu::WgpuRuntime;
 use cubecl::{
     Compiler, Runtime,
@@ -46,22 +56,14 @@ fn kernels_compile_for_cuda() {
     let include = format!("{toolkit}/include");
     let array = || ArrayCompilationArg { inplace: None };
     let settings = |units: usize| KernelSettings::default().cube_dim(CubeDim::new_1d(units as u32));
-    let mut count = 0;
-    let mut check = |what: String, source: String| {
-        eprintln!("{what}");
-        for architecture in ARCHITECTURES {
-            if let Err(log) = compile(&source, architecture, &include) {
-                panic!("{what} for {architecture}: {log}\n{source}");
-            }
-        }
-        count += 1;
-    };
+    let mut sources = Vec::new();
+    let mut check = |what: String, source: String| sources.push((what, source));
     for (dim, group) in [(64, 3), (128, 4)] {
-        for kind in StorageKind::ALL.into_iter().filter(|kind| !kind.turns() && !kind.halves()) {
+        for kind in StorageKind::ALL.into_iter().filter(|kind| !kind.halves()) {
             let shape = Shape {
                 dim,
                 group,
-                keys: kind,
+                keys: if kind.turns() { StorageKind::Int4 } else { kind },
                 values: kind,
                 sinks: 4,
                 stride: 64,
@@ -130,6 +132,23 @@ fn kernels_compile_for_cuda() {
                 let kernel =
                     append::append::Append::<R>::new(units, client(), array(), array(), array(), array(), shape);
                 check(name("append"), source(&kernel));
+                let units = settings(score::UNITS);
+                let kernel =
+                    learn::means::Means::<R>::new(units, client(), array(), array(), array(), array(), array(), shape);
+                check(name("means"), source(&kernel));
+                let units = settings(score::UNITS);
+                let kernel = learn::whole_keys::WholeKeys::<R>::new(
+                    units,
+                    client(),
+                    array(),
+                    array(),
+                    array(),
+                    (),
+                    (),
+                    (),
+                    shape,
+                );
+                check(name("whole_keys"), source(&kernel));
             }
             // And these only how many numbers there are.
             if kind == StorageKind::F32 {
@@ -156,11 +175,98 @@ fn kernels_compile_for_cuda() {
                     true,
                 );
                 check(name("select_channels"), source(&kernel));
-                let kernel =
-                    merge::merge::Merge::<R>::new(settings(a), client(), array(), array(), array(), (), dim, group);
+                let kernel = merge::merge::Merge::<R>::new(
+                    settings(a),
+                    client(),
+                    array(),
+                    array(),
+                    array(),
+                    (),
+                    dim,
+                    group,
+                    true,
+                );
                 check(name("merge"), source(&kernel));
+                let units = settings(score::UNITS);
+                let kernel = score::sketch_energies::SketchEnergies::<R>::new(
+                    units,
+                    client(),
+                    array(),
+                    array(),
+                    array(),
+                    array(),
+                    array(),
+                    array(),
+                    (),
+                    shape,
+                );
+                check(name("sketch_energies"), source(&kernel));
+                let units = settings(score::UNITS);
+                let kernel = learn::place::Place::<R>::new(units, client(), array(), array(), array());
+                check(name("place"), source(&kernel));
+                let turn = Turn { heads: group, dim, width: (group + 2) * dim, adjacent: group == 3, normed: true };
+                let kernel = rotate::rotate::Rotate::<R>::new(
+                    settings(rotate::UNITS),
+                    client(),
+                    array(),
+                    array(),
+                    array(),
+                    array(),
+                    array(),
+                    (),
+                    turn,
+                );
+                check(name("rotate"), source(&kernel));
             }
         }
     }
-    eprintln!("{count} kernels compiled for {ARCHITECTURES:?}");
+    for format in WeightFormat::ALL {
+        let packed = Packed { format, cols: 1536 };
+        for (rows, normed, biased, outcome) in [(1, true, false, Outcome::Gated), (8, true, true, Outcome::Stored)] {
+            let product = Product { packed, rows, normed, biased, outcome, plane: 32 };
+            let kernel = gemv::gemv::Gemv::<WgpuRuntime>::new(
+                settings(weights::UNITS),
+                client(),
+                array(),
+                array(),
+                array(),
+                array(),
+                array(),
+                (),
+                (),
+                (),
+                (),
+                (),
+                (),
+                (),
+                product,
+            );
+            check(format!("gemv of {rows} rows in {}", format.name()), source(&kernel));
+        }
+        let kernel = weights::dequantise::Dequantise::<WgpuRuntime>::new(
+            settings(weights::UNITS),
+            client(),
+            array(),
+            array(),
+            array(),
+            (),
+            (),
+            packed,
+            false,
+        );
+        check(format!("dequantise of {}", format.name()), source(&kernel));
+    }
+    std::thread::scope(|scope| {
+        for architecture in ARCHITECTURES {
+            let (sources, include) = (&sources, &include);
+            scope.spawn(move || {
+                for (what, source) in sources {
+                    if let Err(log) = compile(source, architecture, include) {
+                        panic!("{what} for {architecture}: {log}\n{source}");
+                    }
+                }
+            });
+        }
+    });
+    eprintln!("{} kernels compiled for {ARCHITECTURES:?}", sources.len());
 }

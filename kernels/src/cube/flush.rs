@@ -1,6 +1,7 @@
 //! What leaves the ring: gathered to the kept channels, quantised as core does it, and packed into blocks.
 
 use super::layout::{BLOCK, Shape, bits, from_half, head, no_number, number, quad_words, step, stored, to_half};
+use super::turn::{fit_turned, turn, turned_code};
 use cubecl::prelude::*;
 use thinkey_core::storage::FloatKind;
 
@@ -317,6 +318,60 @@ pub(crate) fn flush(
                 }
                 arena[block + index] = word;
             }
+        } else if comptime!(shape.values.turns()) {
+            // A unit is a token.
+            let words = comptime!(quad_words(shape.values));
+            let affine = block + comptime!(BLOCK * shape.dim.div_ceil(BLOCK) / 4 * quad_words(shape.values));
+            let levels = comptime!(((1u32 << bits(shape.values)) - 1) as f32).runtime();
+            let mut row = Array::<f32>::new(dim);
+            let mut scale = 0u32.runtime();
+            let mut inverse = f32::new(0.0);
+            if unit < BLOCK {
+                for channel in 0..dim {
+                    let mut x = f32::new(0.0);
+                    if unit >= hidden {
+                        let token = first + unit - pad;
+                        x = whole(arena, fused, ring_values, new_values, held, token, channel, value_steps, value_kind);
+                    }
+                    row[channel] = x;
+                }
+                turn(&mut row, dim);
+                let factor = comptime!(1.0 / (shape.dim as f32).sqrt()).runtime();
+                for channel in 0..dim {
+                    row[channel] *= factor;
+                }
+                let (a, b) = fit_turned(&row, levels, dim);
+                scale = a;
+                inverse = b;
+            }
+            for group in 0..comptime!(shape.dim.div_ceil(BLOCK)) {
+                if unit < BLOCK {
+                    for index in 0..BLOCK {
+                        let channel = group * BLOCK + index;
+                        let mut code = 0u32.runtime();
+                        if channel < dim && inverse >= 0.0 {
+                            code = comptime!(((1u32 << bits(shape.values)) - 1) / 2).runtime();
+                            if inverse > 0.0 {
+                                code = turned_code(row[channel], inverse, levels);
+                            }
+                        }
+                        codes[unit * BLOCK + index] = code;
+                    }
+                }
+                sync_cube();
+                for index in range_stepped(unit, comptime!(BLOCK / 4 * quad_words(shape.values)), UNITS) {
+                    let at = index / words * comptime!(4 * BLOCK);
+                    arena[block + group * comptime!(BLOCK / 4 * quad_words(shape.values)) + index] =
+                        packed(&codes, at, index % words, value_bits);
+                }
+                sync_cube();
+            }
+            codes[unit] = scale;
+            sync_cube();
+            if unit < BLOCK / 2 {
+                arena[affine + unit] = codes[unit * 2] | (codes[unit * 2 + 1] << 16);
+            }
+            sync_cube();
         } else {
             let groups = comptime!(BLOCK * shape.dim.div_ceil(BLOCK));
             let words = comptime!(quad_words(shape.values));

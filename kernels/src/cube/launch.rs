@@ -3,10 +3,33 @@
 use super::{
     append, attention, flush,
     layout::{Shape, head, row, step},
-    merge, score, select,
+    learn, merge, score, select,
 };
 use cubecl::{prelude::*, server::Handle};
 use thinkey_core::{Admission, BLOCK, HeadLayout, Span};
+
+#[cfg(test)]
+std::thread_local! {
+    static LAUNCHES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Notes that a kernel is launched, for tests that count them.
+#[inline]
+pub(crate) fn count_launch() {
+    #[cfg(test)]
+    LAUNCHES.set(LAUNCHES.get() + 1);
+}
+
+/// Kernels of ours that this thread has launched.
+#[cfg(test)]
+pub(crate) fn launches() -> usize {
+    LAUNCHES.get()
+}
+
+/// Runs `make`, whose allocations are to stay: each takes as many bytes as it asks for.
+pub(crate) fn lasting<R: Runtime, T: Send>(client: &ComputeClient<R>, make: impl FnOnce() -> T + Send) -> T {
+    client.memory_persistent_allocation((), |()| make()).expect("cubecl does what it is given")
+}
 
 /// Numbers on the device.
 #[derive(Clone, Debug)]
@@ -28,7 +51,7 @@ impl Numbers {
         Self { handle: client.create_from_slice(bytemuck::cast_slice(table)), len: table.len() }
     }
 
-    fn arg<R: Runtime>(&self) -> ArrayArg<R> {
+    pub(crate) fn arg<R: Runtime>(&self) -> ArrayArg<R> {
         // SAFETY: the handle was made with room for as many numbers, or is that of a contiguous tensor of as many.
         unsafe { ArrayArg::from_raw_parts(self.handle.clone(), self.len) }
     }
@@ -44,6 +67,25 @@ pub(crate) struct Layer {
     /// Cached heads.
     pub(crate) count: usize,
     pub(crate) shape: Shape,
+}
+
+/// What channels are scored by beside energies: made for each layer that chooses.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Given {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The scores themselves, `[step][head][D]`.
+    Scores(Numbers),
+    /// Random signs of the whole tokens of a step, two words each, `[step][head][most tokens]`; and the rows of the sketch.
+    Signs {
+        /// The signs: bit r of the two words is that of row r.
+        signs: Numbers,
+        /// The most tokens.
+        tokens: usize,
+        /// Rows of the sketch, 1 to 64.
+        rows: usize,
+    },
 }
 
 /// The entry of a head that begins at byte `start` of its layer.
@@ -105,6 +147,8 @@ pub(crate) struct Doing {
 /// The steps of a batch, which all layers go through.
 #[derive(Clone, Debug)]
 pub(crate) struct Steps {
+    /// Whole tokens of each step, those of the ring and the new ones.
+    pub(crate) whole: Vec<usize>,
     pub(crate) entries: Numbers,
     pub(crate) count: usize,
     /// Most blocks that one of them writes.
@@ -117,7 +161,8 @@ pub(crate) struct Steps {
 impl Steps {
     /// The table of `steps`.
     pub(crate) fn new<R: Runtime>(client: &ComputeClient<R>, steps: &[(Admission, Doing)]) -> Self {
-        let (mut table, mut blocks, mut chunks, mut counts) = (Vec::new(), 0, 0, false);
+        let (mut table, mut whole) = (Vec::new(), Vec::new());
+        let (mut blocks, mut chunks, mut counts) = (0, 0, false);
         for (admission, doing) in steps {
             let Admission { before, after, new, sunk, thinned, dropped, .. } = *admission;
             let written = admission.new_blocks();
@@ -140,6 +185,7 @@ impl Steps {
             entry[step::SCORED] = doing.scored as u32;
             entry[step::EVERY] = doing.every.max(1) as u32;
             table.extend(entry);
+            whole.push(before.recent as usize + new);
             blocks = blocks.max(written.len());
             counts |= doing.counted > 0;
             if doing.chooses {
@@ -147,11 +193,11 @@ impl Steps {
                 chunks = chunks.max(tokens.div_ceil(score::CHUNK));
             }
         }
-        Self { entries: Numbers::of(client, &table), count: steps.len(), blocks, chunks, counts }
+        Self { whole, entries: Numbers::of(client, &table), count: steps.len(), blocks, chunks, counts }
     }
 }
 
-fn cubes(x: usize, y: usize, z: usize) -> CubeCount {
+pub(crate) fn cubes(x: usize, y: usize, z: usize) -> CubeCount {
     CubeCount::Static(x as u32, y as u32, z as u32)
 }
 
@@ -163,17 +209,20 @@ pub(crate) fn plane<R: Runtime>(client: &ComputeClient<R>) -> usize {
 }
 
 impl Layer {
-    /// Counts the queries of `steps` and, where one chooses, lists its channels. 1 launch, or 3.
+    /// Counts the queries of `steps` and, where one chooses, lists its channels and, where queries are corrected, has every
+    /// channel that is not kept be at its mean. 1 launch; where one chooses, 2 or 3 more.
     pub(crate) fn choose<R: Runtime>(
         &self,
         client: &ComputeClient<R>,
         steps: &Steps,
         fused: &Numbers,
         (l1, by_queries): (bool, bool),
+        given: &Given,
     ) {
         let Self { arena, heads, channels, count, shape } = self;
         let (units, dim) = (CubeDim::new_1d(score::UNITS as u32), shape.dim);
         if steps.counts {
+            count_launch();
             // SAFETY: tables name places in the layer's buffer, which core's layouts keep apart, and rows of `fused`.
             unsafe {
                 score::query_energies::launch_unchecked(
@@ -191,22 +240,59 @@ impl Layer {
         if steps.chunks == 0 {
             return;
         }
-        let sums = Numbers::empty(client, steps.count * count * steps.chunks * dim);
-        // SAFETY: as above; `sums` has room for every chunk, and those that a step does not have are zeros to it, since it
-        // has fewer tokens than begin there.
+        let chunks = match given {
+            Given::Nothing => steps.chunks,
+            Given::Scores(_) => 1,
+            Given::Signs { rows, .. } => *rows,
+        };
+        let sums = match given {
+            Given::Scores(scores) => scores.clone(),
+            _ => Numbers::empty(client, steps.count * count * chunks * dim),
+        };
+        match given {
+            Given::Scores(_) => {}
+            Given::Nothing => {
+                count_launch();
+                // SAFETY: as above; `sums` has room for every chunk, and those that a step does not have are zeros to it,
+                // since it has fewer tokens than begin there.
+                unsafe {
+                    score::key_energies::launch_unchecked(
+                        client,
+                        cubes(chunks, *count, steps.count),
+                        units,
+                        arena.arg(),
+                        heads.arg(),
+                        steps.entries.arg(),
+                        fused.arg(),
+                        sums.arg::<R>(),
+                        *shape,
+                        l1,
+                    );
+                }
+            }
+            Given::Signs { signs, tokens, .. } => {
+                count_launch();
+                // SAFETY: as above; there are signs for the most tokens that a step of these has.
+                unsafe {
+                    score::sketch_energies::launch_unchecked(
+                        client,
+                        cubes(chunks, *count, steps.count),
+                        units,
+                        arena.arg(),
+                        heads.arg(),
+                        steps.entries.arg(),
+                        fused.arg(),
+                        signs.arg(),
+                        sums.arg::<R>(),
+                        *tokens as u32,
+                        *shape,
+                    );
+                }
+            }
+        }
+        count_launch();
+        // SAFETY: as above; `sums` has a number a channel for every chunk.
         unsafe {
-            score::key_energies::launch_unchecked(
-                client,
-                cubes(steps.chunks, *count, steps.count),
-                units,
-                arena.arg(),
-                heads.arg(),
-                steps.entries.arg(),
-                fused.arg(),
-                sums.arg::<R>(),
-                *shape,
-                l1,
-            );
             select::select_channels::launch_unchecked(
                 client,
                 cubes(*count, steps.count, 1),
@@ -216,9 +302,72 @@ impl Layer {
                 steps.entries.arg(),
                 sums.arg(),
                 channels.arg::<R>(),
-                steps.chunks as u32,
+                chunks as u32,
                 *shape,
                 by_queries,
+            );
+        }
+        if shape.corrected {
+            count_launch();
+            // SAFETY: as above; a correction has room for its numbers and a block more, so that a last word is its own.
+            unsafe {
+                learn::means::launch_unchecked(
+                    client,
+                    cubes(*count, steps.count, 1),
+                    units,
+                    arena.arg(),
+                    heads.arg(),
+                    steps.entries.arg(),
+                    channels.arg(),
+                    fused.arg::<R>(),
+                    *shape,
+                );
+            }
+        }
+    }
+
+    /// Whole keys of a slot, the sinks and then those of the ring: `[head][tokens][D]`. 1 launch.
+    pub(crate) fn whole_keys<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        slot: usize,
+        (sinks, recent): (usize, usize),
+    ) -> Numbers {
+        let Self { arena, heads, count, shape, .. } = self;
+        let out = Numbers::empty(client, count * (sinks + recent) * shape.dim);
+        count_launch();
+        // SAFETY: the slot has as many sinks and recent tokens, and `out` has room for all of them.
+        unsafe {
+            learn::whole_keys::launch_unchecked(
+                client,
+                cubes(*count, 1, 1),
+                CubeDim::new_1d(score::UNITS as u32),
+                arena.arg(),
+                heads.arg(),
+                out.arg::<R>(),
+                slot as u32,
+                sinks as u32,
+                recent as u32,
+                *shape,
+            );
+        }
+        out
+    }
+
+    /// Copies `words` to the places that `table` names: for each run, where it begins in `words`, where in `to`, and its
+    /// length. 1 launch.
+    pub(crate) fn place<R: Runtime>(client: &ComputeClient<R>, words: &[u32], table: &[[u32; 3]], to: &Numbers) {
+        let (words, table) = (Numbers::of(client, words), Numbers::of(client, table.as_flattened()));
+        count_launch();
+        // SAFETY: callers name places within both, and none twice.
+        unsafe {
+            learn::place::launch_unchecked(
+                client,
+                cubes(table.len / 3, 1, 1),
+                CubeDim::new_1d(score::UNITS as u32),
+                words.arg(),
+                table.arg(),
+                to.arg::<R>(),
             );
         }
     }
@@ -227,6 +376,7 @@ impl Layer {
     pub(crate) fn store<R: Runtime>(&self, client: &ComputeClient<R>, steps: &Steps, pages: &Numbers, fused: &Numbers) {
         let Self { arena, heads, channels, count, shape } = self;
         if steps.blocks > 0 {
+            count_launch();
             // SAFETY: a page belongs to one block of one sequence, so cubes write to words of their own.
             unsafe {
                 flush::flush::launch_unchecked(
@@ -243,6 +393,7 @@ impl Layer {
                 );
             }
         }
+        count_launch();
         // SAFETY: a slot belongs to one step.
         unsafe {
             append::append::launch_unchecked(
@@ -273,11 +424,12 @@ impl Layer {
         let units = CubeDim::new_1d(attention::UNITS as u32);
         let queries = Numbers::empty(client, rows * count * shape.queries());
         let shares = shares(rows * count, blocks);
-        let partials = Numbers::empty(client, rows * count * shares * shape.group * (shape.dim + 2));
+        let partials = Numbers::empty(client, rows * count * shares * shape.group * shape.partial());
         let query_heads = count * shape.group;
         let ends = Numbers::empty(client, rows * query_heads * 2);
         // SAFETY: entries name slots, and pages of the layer's buffer; every cube writes to words of its own.
         unsafe {
+            count_launch();
             attention::thin_queries::launch_unchecked(
                 client,
                 cubes(*count, rows, 1),
@@ -291,6 +443,7 @@ impl Layer {
                 1.0 / (shape.dim as f32).sqrt(),
                 *shape,
             );
+            count_launch();
             attention::attend::launch_unchecked(
                 client,
                 cubes(shares, *count, rows),
@@ -304,6 +457,7 @@ impl Layer {
                 *shape,
                 plane(client),
             );
+            count_launch();
             merge::merge::launch_unchecked(
                 client,
                 cubes(query_heads, rows, 1),
@@ -314,6 +468,7 @@ impl Layer {
                 shares as u32,
                 shape.dim,
                 shape.group,
+                shape.values.turns(),
             );
         }
         ends

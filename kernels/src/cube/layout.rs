@@ -142,6 +142,12 @@ impl Shape {
         }
     }
 
+    /// Numbers that a share of tokens gives for a query head, see [`attend`](super::attention::attend): the mix of turned
+    /// values comes apart.
+    pub(crate) fn partial(&self) -> usize {
+        2 + if self.values.turns() { 2 * self.dim } else { self.dim }
+    }
+
     /// Floats of the queries of a row and head: whole, as the prefix takes them, and what is added.
     pub(crate) fn queries(&self) -> usize {
         self.group * (2 * self.dim + 1)
@@ -151,16 +157,16 @@ impl Shape {
 /// Bits of a code; 0 where numbers are stored by themselves.
 pub(crate) fn bits(kind: StorageKind) -> u32 {
     match kind.form() {
-        Form::Float(_) | Form::Turned(_) | Form::Halves => 0,
-        Form::Codes(kind) => u32::from(kind.largest()).trailing_ones(),
+        Form::Float(_) | Form::Halves => 0,
+        Form::Codes(kind) | Form::Turned(kind) => u32::from(kind.largest()).trailing_ones(),
     }
 }
 
 /// Words of the codes of four groups.
 pub(crate) fn quad_words(kind: StorageKind) -> usize {
     match kind.form() {
-        Form::Float(_) | Form::Turned(_) | Form::Halves => 0,
-        Form::Codes(kind) => CodeKind::quad_bytes(kind) / 4,
+        Form::Float(_) | Form::Halves => 0,
+        Form::Codes(kind) | Form::Turned(kind) => CodeKind::quad_bytes(kind) / 4,
     }
 }
 

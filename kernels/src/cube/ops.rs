@@ -1,19 +1,41 @@
-//! The operations on a device: the cache and attention to it by kernels, the others by plain tensor operations.
+//! The operations on a device: by kernels what a step of decoding does, and by tensor operations what is left of a prompt:
+//! products with more than a few rows, whose weights are dequantised in parts, and its attention to itself.
 //!
-//! Plans with parts that the kernels have not yet (a correction of queries, thin or turned values, masks that are chosen anew,
-//! channels shared out by each prompt) get a [cache of plain tensors](ReferenceCache), as before there were kernels.
+//! Plans with parts that the kernels have not (thin values, keys along their main directions or predicted, tokens evicted
+//! one by one, masks that are chosen anew, channels shared out by each prompt) get a [cache of plain tensors](ReferenceCache),
+//! which refuses what it has not either.
 
-use super::{cache::DeviceCache, launch::Numbers};
-use crate::{
-    cpu::{cache::CacheError, linear::LinearError},
-    format::Matrix,
-    ops::{Cache, Choosing, Heads, HeldHead, Norm, Rotation, Rows, ThinOps, Vector},
-    reference::{Reference, ReferenceCache, ReferenceLinear, ReferencePrompt},
+use super::{
+    cache::DeviceCache,
+    gemv::Outcome,
+    launch::{Layer, Numbers, count_launch, cubes},
+    linear::{DeviceLinear, FEW, NormOf, Span},
+    rotate::{self, Turn},
 };
-use burn::tensor::{DType, Shape, Tensor, TensorData, TensorPrimitive, backend::Backend};
+use crate::{
+    cpu::{cache::CacheError, linear::LinearError, rows::Pairs},
+    format::Matrix,
+    ops::{Cache, Choosing, HeadNorms, Heads, HeldHead, Norm, Rotation, Rows, ThinOps, Vector},
+    reference::{Reference, ReferenceCache, ReferencePrompt, add},
+};
+use burn::tensor::{
+    DType, Shape, Tensor, TensorData, TensorPrimitive,
+    activation::{silu, softmax},
+    backend::Backend,
+};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
+use cubecl::prelude::CubeDim;
+use half::f16;
 use std::{marker::PhantomData, ops::Range};
-use thinkey_core::{CacheBytes, CachePlan, Error};
+use thinkey_core::{
+    CacheBytes, CachePlan, ChannelMask, Error,
+    channel::{
+        compensate::{self, Correction},
+        residual,
+    },
+    policy::Score,
+    storage::{Element, FloatKind},
+};
 
 /// Query rows of a prompt that attend to its own tokens at once: bounds the scores that are held.
 const ROWS: usize = 128;
@@ -22,6 +44,9 @@ const ROWS: usize = 128;
 pub struct Device<B: Backend, R: CubeRuntime> {
     plain: Reference<B>,
     device: B::Device,
+    /// Positions of the rows that were rotated last, and the frequencies: all layers turn by the same.
+    positions: Option<(Vec<u32>, Numbers)>,
+    frequencies: Option<(Vec<f32>, Numbers)>,
     runtime: PhantomData<R>,
 }
 
@@ -93,15 +118,167 @@ where
     /// The operations on `device`.
     #[must_use]
     pub fn new(device: B::Device) -> Self {
-        Self { plain: Reference::new(device.clone()), device, runtime: PhantomData }
+        let plain = Reference::new(device.clone());
+        Self { plain, device, positions: None, frequencies: None, runtime: PhantomData }
     }
 
     /// The numbers of a tensor, row after row.
-    fn numbers(&self, rows: &Rows<Self>) -> Numbers {
+    fn numbers<const D: usize>(&self, rows: &Tensor<B, D>) -> Numbers {
         let tensor = into_contiguous(rows.clone().into_primitive().tensor());
         assert_eq!(tensor.dtype, DType::F32, "activations are f32");
         let len = tensor.meta.shape().num_elements();
         Numbers { handle: tensor.handle, len }
+    }
+
+    /// The numbers of a tensor that nobody else has, row after row: to be written to.
+    fn own(&self, rows: Rows<Self>) -> Numbers {
+        let tensor = rows.into_primitive().tensor();
+        let tensor = if tensor.is_contiguous() && !tensor.can_mut() { tensor.copy() } else { tensor };
+        // Rows that lie apart are brought together in memory of their own.
+        let tensor = into_contiguous(tensor);
+        assert_eq!(tensor.dtype, DType::F32, "activations are f32");
+        Numbers { len: tensor.meta.shape().num_elements(), handle: tensor.handle }
+    }
+
+    /// x·Wᵀ + bias by dequantised parts of the weights.
+    fn large_product(&self, x: &Rows<Self>, linear: &DeviceLinear) -> Rows<Self> {
+        let client = R::client(&self.device);
+        let product = |(weights, rows): (Numbers, usize)| {
+            x.clone().matmul(self.tensor(&weights, [rows, linear.cols()]).transpose())
+        };
+        let mut parts: Vec<_> = linear.parts(&client).map(product).collect();
+        let out = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(parts, 1) };
+        match linear.bias() {
+            Some(bias) => out + self.tensor(bias, [1, linear.rows()]),
+            None => out,
+        }
+    }
+
+    /// norm(x)·Wᵀ + bias of a few rows, in one launch a format.
+    fn small_product(
+        &self,
+        (x, rows): (&Numbers, Range<usize>),
+        norm: NormOf<'_>,
+        linear: &DeviceLinear,
+        outcome: Outcome,
+    ) -> (Numbers, [usize; 2]) {
+        let client = R::client(&self.device);
+        let width = if outcome == Outcome::Gated { linear.rows() / 2 } else { linear.rows() };
+        let out = Numbers::empty(&client, rows.len() * width);
+        let from = Span { numbers: x, first: rows.start, width: linear.cols() };
+        linear.multiply(&client, (from, Span { numbers: &out, first: 0, width }, rows.len()), norm, outcome);
+        (out, [rows.len(), width])
+    }
+
+    /// Adds input·Wᵀ + bias of a few rows to the rows of `x` from `first` on.
+    fn add_small_product(
+        &self,
+        input: &Numbers,
+        linear: &DeviceLinear,
+        x: Rows<Self>,
+        rows: Range<usize>,
+    ) -> Rows<Self> {
+        let shape = x.dims();
+        let out = self.own(x);
+        let from = Span { numbers: input, first: 0, width: linear.cols() };
+        let to = Span { numbers: &out, first: rows.start, width: shape[1] };
+        linear.multiply(&R::client(&self.device), (from, to, rows.len()), None, Outcome::Added);
+        self.tensor(&out, shape)
+    }
+
+    /// Learns how the queries of a layer are corrected from a prompt whose channels have just been chosen.
+    ///
+    /// The covariance is the device's work; what it reads back once a layer, some D² numbers a head, is solved on the host.
+    fn learn(
+        &self,
+        cache: &DeviceCache<R>,
+        number: usize,
+        layer: &Layer,
+        prompt: &ReferencePrompt<B>,
+        fused: &Rows<Self>,
+    ) -> Result<(), Error> {
+        let (plan, heads, slot) = (*cache.plan(), prompt.heads, prompt.slot);
+        let (cached, dim, [rows, _]) = (heads.cached(&plan), heads.head_dim, fused.dims());
+        let (group, step, window) = (cached.group(), *cache.step(slot), cache.window().min(rows));
+        let (sinks, recent) = (step.before.sinks as usize, step.before.recent as usize);
+        let (held, first) = (sinks + recent, step.after.sinks as usize);
+        let tokens = held + rows;
+        let past = (held > 0).then(|| {
+            let keys = layer.whole_keys(&cache.client, slot, (sinks, recent));
+            self.tensor(&keys, [cached.kv_heads * held, dim])
+        });
+        // As `mass` in core: tokens after a query, and those before its window that are no sinks, get nothing.
+        let near = plan.window.unwrap_or(usize::MAX);
+        let sees = |row: usize, token: usize| token <= row && (token < first || token.saturating_add(near) > row);
+        let hidden: Vec<f32> = (tokens - window..tokens)
+            .flat_map(|row| (0..tokens).map(move |token| if sees(row, token) { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        let hidden = Tensor::<B, 3>::from_data(TensorData::new(hidden, [1, window, tokens]), &self.device);
+        let mut parts = Vec::with_capacity(3 * cached.kv_heads);
+        for head in 0..cached.kv_heads {
+            let new = fused.clone().narrow(1, heads.keys() + head / plan.copies * dim, dim);
+            let keys = match &past {
+                Some(past) => Tensor::cat(vec![past.clone().narrow(0, head * held, held), new], 0),
+                None => new,
+            };
+            let queries = fused.clone().narrow(0, rows - window, window).narrow(1, head * group * dim, group * dim);
+            let queries = queries.reshape([window, group, dim]).swap_dims(0, 1);
+            let logits = queries.clone().matmul(keys.clone().transpose().unsqueeze::<3>()) / (dim as f32).sqrt();
+            let mass = softmax(logits + hidden.clone(), 2).sum_dim(0).sum_dim(1).reshape([tokens, 1]);
+            let mass = mass.narrow(0, first, step.thinned);
+            // Half by attention, half alike; where all attention goes to sinks, alike.
+            let by_mass = mass.clone() / (mass.sum_dim(0) + f32::MIN_POSITIVE) + 1.0 / step.thinned as f32;
+            let weights = by_mass.clone() / by_mass.sum_dim(0);
+            let keys = keys.narrow(0, first, step.thinned);
+            let mean = (keys.clone() * weights.clone()).sum_dim(0);
+            let centred = keys - mean.clone();
+            let covariance = (centred.clone() * weights).transpose().matmul(centred);
+            parts.extend([mean, covariance, queries.reshape([group * window, dim])]);
+        }
+        let numbers: Vec<f32> = Tensor::cat(parts, 0).into_data().iter::<f32>().collect();
+        let chosen = match cache.score() {
+            Score::Residual => None,
+            _ => Some(cache.client.read_one_unchecked(layer.channels.handle.clone())),
+        };
+        let (mut words, mut places) = (Vec::new(), Vec::new());
+        let (mut channels, mut lists) = (Vec::new(), Vec::new());
+        for (head, numbers) in numbers.chunks_exact((1 + dim + group * window) * dim).enumerate() {
+            let (mean, rest) = numbers.split_at(dim);
+            let (covariance, queries) = rest.split_at(dim * dim);
+            let mut covariance = covariance.to_vec();
+            compensate::complete(&mut covariance, dim);
+            let (layout, start) = cache.layout(number, head);
+            let (kept, list) = (usize::from(layout.kept), (slot * cached.kv_heads + head) * dim);
+            let mask = match &chosen {
+                Some(chosen) => {
+                    let chosen = bytemuck::pod_collect_to_vec::<u8, u32>(chosen);
+                    ChannelMask::from_channels(dim, chosen[list..list + kept].iter().map(|&channel| channel as usize))?
+                }
+                None => {
+                    let (mut left, mut moment) = (covariance.clone(), vec![0.0; dim * dim]);
+                    residual::moment(queries, group * window, dim, dim, &mut moment)?;
+                    let (mut scratch, mut gains) = (vec![0.0; residual::scratch_len(dim)], vec![0.0; dim]);
+                    residual::choose(&mut left, &moment, kept, &mut scratch, &mut gains, &mut vec![0; kept])?
+                }
+            };
+            if kept < dim {
+                let solved = match layout.correction_kind() {
+                    FloatKind::F32 => solve::<f32>(mean, &covariance, &mask)?,
+                    _ => solve::<f16>(mean, &covariance, &mask)?,
+                };
+                let at = (start + layout.correction(slot).start) / 4;
+                places.push([words.len() as u32, at as u32, solved.len() as u32]);
+                words.extend(solved);
+            }
+            lists.push([channels.len() as u32, list as u32, dim as u32]);
+            let lost = (0..dim).filter(|&channel| !mask.contains(channel));
+            channels.extend(mask.channels().chain(lost).map(|channel| channel as u32));
+        }
+        if !places.is_empty() {
+            Layer::place(&cache.client, &words, &places, &layer.arena);
+        }
+        Layer::place(&cache.client, &channels, &lists, &layer.channels);
+        Ok(())
     }
 
     /// The tensor of numbers that a kernel writes.
@@ -129,18 +306,34 @@ where
     }
 }
 
+/// silu(g) · u of rows [g, u].
+fn gated<B: Backend>(wide: Tensor<B, 2>) -> Tensor<B, 2> {
+    let inner = wide.dims()[1] / 2;
+    silu(wide.clone().narrow(1, 0, inner)) * wide.narrow(1, inner, inner)
+}
+
+/// The words of the correction for `mask` that core solves for.
+fn solve<E: Element>(mean: &[f32], covariance: &[f32], mask: &ChannelMask) -> Result<Vec<u32>, Error> {
+    let (dim, kept) = (mask.head_dim(), mask.kept());
+    let mut scratch = vec![0.0; Correction::scratch_len(kept)];
+    // In whole words.
+    let mut numbers = vec![E::store(0.0); Correction::len(dim, kept).next_multiple_of(2)];
+    Correction::solve(mean, covariance, mask, &mut scratch, &mut numbers)?;
+    Ok(bytemuck::pod_collect_to_vec(&numbers))
+}
+
 impl<B, R> ThinOps for Device<B, R>
 where
     R: CubeRuntime,
     B: Backend<Device = R::Device, FloatTensorPrimitive = CubeTensor<R>>,
 {
     type Backend = B;
-    type Linear = ReferenceLinear<B>;
+    type Linear = DeviceLinear;
     type Cache = AnyCache<B, R>;
     type Prompt = ReferencePrompt<B>;
 
     fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Self::Linear, LinearError> {
-        self.plain.linear(parts, bias)
+        DeviceLinear::new(&R::client(&self.device), parts, bias)
     }
 
     fn vector(&self, values: Vec<f32>) -> Vector<Self> {
@@ -148,7 +341,7 @@ where
     }
 
     fn rows(&self, rows: usize, width: usize) -> Rows<Self> {
-        self.plain.rows(rows, width)
+        self.tensor(&Numbers::empty(&R::client(&self.device), rows * width), [rows, width])
     }
 
     fn cache(
@@ -164,8 +357,8 @@ where
         })
     }
 
-    fn embed(&mut self, table: &Self::Linear, tokens: &[u32], out: Rows<Self>) -> Rows<Self> {
-        self.plain.embed(table, tokens, out)
+    fn embed(&mut self, table: &Self::Linear, tokens: &[u32], _: Rows<Self>) -> Rows<Self> {
+        self.tensor(&table.listed(&R::client(&self.device), tokens), [tokens.len(), table.cols()])
     }
 
     fn norm_linear(
@@ -174,9 +367,14 @@ where
         rows: Range<usize>,
         norm: &Norm<B>,
         linear: &Self::Linear,
-        out: Rows<Self>,
+        _: Rows<Self>,
     ) -> Rows<Self> {
-        self.plain.norm_linear(x, rows, norm, linear, out)
+        if rows.len() > FEW {
+            return self.large_product(&norm.apply(x.clone().narrow(0, rows.start, rows.len())), linear);
+        }
+        let (x, weight) = (self.numbers(x), self.numbers(&norm.weight));
+        let (out, shape) = self.small_product((&x, rows), Some((&weight, norm.eps)), linear, Outcome::Stored);
+        self.tensor(&out, shape)
     }
 
     fn rotate(
@@ -186,7 +384,51 @@ where
         rotation: Rotation<'_, B>,
         position: &(dyn Fn(usize) -> usize + Sync),
     ) -> Rows<Self> {
-        self.plain.rotate(fused, heads, rotation, position)
+        let ([rows, width], client) = (fused.dims(), R::client(&self.device));
+        let positions: Vec<u32> = (0..rows).map(|row| position(row) as u32).collect();
+        let positions = match &self.positions {
+            Some((of, numbers)) if *of == positions => numbers.clone(),
+            _ => {
+                let numbers = Numbers::of(&client, &positions);
+                self.positions.insert((positions, numbers)).1.clone()
+            }
+        };
+        let frequencies = match &self.frequencies {
+            Some((of, numbers)) if of == rotation.frequencies => numbers.clone(),
+            _ => {
+                let numbers = Numbers::of(&client, bytemuck::cast_slice(rotation.frequencies));
+                self.frequencies.insert((rotation.frequencies.to_vec(), numbers)).1.clone()
+            }
+        };
+        let turn = Turn {
+            heads: heads.heads,
+            dim: heads.head_dim,
+            width,
+            adjacent: rotation.pairs == Pairs::Adjacent,
+            normed: rotation.norms.is_some(),
+        };
+        let (queries, keys, eps) = match rotation.norms {
+            Some(HeadNorms { query, key }) => (self.numbers(&query.weight), self.numbers(&key.weight), query.eps),
+            None => (frequencies.clone(), frequencies.clone(), 0.0),
+        };
+        let fused = self.own(fused);
+        count_launch();
+        // SAFETY: there is a position a row, and a cube writes to the channels of its own head.
+        unsafe {
+            rotate::rotate::launch_unchecked(
+                &client,
+                cubes(heads.heads + heads.kv_heads, rows, 1),
+                CubeDim::new_1d(rotate::UNITS as u32),
+                fused.arg::<R>(),
+                positions.arg(),
+                frequencies.arg(),
+                queries.arg(),
+                keys.arg(),
+                eps,
+                turn,
+            );
+        }
+        self.tensor(&fused, [rows, width])
     }
 
     fn admit(
@@ -201,8 +443,9 @@ where
             AnyCache::Blocks(cache) => cache,
             AnyCache::Plain(cache) => return self.plain.admit(cache, layer, slots, fused, heads),
         };
-        let batch = cache.batch(slots)?;
-        cache.admit(&cache.layer(layer, heads), &batch, &self.numbers(fused));
+        let (batch, own, fused) = (cache.batch(slots), cache.layer(layer, heads), self.numbers(fused));
+        cache.choose(layer, &own, &batch, &fused);
+        cache.store(&own, &batch, &fused);
         Ok(())
     }
 
@@ -303,8 +546,13 @@ where
             AnyCache::Blocks(cache) => cache,
             AnyCache::Plain(cache) => return self.plain.admit_prompt(cache, layer, prompt),
         };
-        let batch = cache.batch(&[prompt.slot])?;
-        cache.admit(&cache.layer(layer, prompt.heads), &batch, &self.numbers(&prompt.fused()));
+        let (batch, own, rows) = (cache.batch(&[prompt.slot]), cache.layer(layer, prompt.heads), prompt.fused());
+        let fused = self.numbers(&rows);
+        cache.choose(layer, &own, &batch, &fused);
+        if cache.learns(prompt.slot) {
+            self.learn(cache, layer, &own, prompt, &rows)?;
+        }
+        cache.store(&own, &batch, &fused);
         Ok(())
     }
 
@@ -319,7 +567,10 @@ where
         x: Rows<Self>,
         rows: Range<usize>,
     ) -> Rows<Self> {
-        self.plain.add_linear(input, linear, x, rows)
+        if rows.len() > FEW {
+            return add(x, rows, self.large_product(input, linear));
+        }
+        self.add_small_product(&self.numbers(input), linear, x, rows)
     }
 
     fn feed_forward(
@@ -330,7 +581,21 @@ where
         gate_up: &Self::Linear,
         down: &Self::Linear,
     ) -> Rows<Self> {
-        self.plain.feed_forward(x, rows, norm, gate_up, down)
+        if rows.len() > FEW {
+            let wide = self.large_product(&norm.apply(x.clone().narrow(0, rows.start, rows.len())), gate_up);
+            return add(x, rows, self.large_product(&gated(wide), down));
+        }
+        let (input, weight) = (self.numbers(&x), self.numbers(&norm.weight));
+        let norm = Some((&weight, norm.eps));
+        let inner = if gate_up.gates() {
+            self.small_product((&input, rows.clone()), norm, gate_up, Outcome::Gated).0
+        } else {
+            let (wide, shape) = self.small_product((&input, rows.clone()), norm, gate_up, Outcome::Stored);
+            self.numbers(&gated(self.tensor(&wide, shape)))
+        };
+        // Or the sum would be in memory of its own.
+        drop(input);
+        self.add_small_product(&inner, down, x, rows)
     }
 
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {

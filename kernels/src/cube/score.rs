@@ -96,12 +96,56 @@ pub(crate) fn key_energies(
     }
 }
 
-/// Whether a score goes by sums of absolute keys, and whether by queries; `None` where the device has it not.
-pub(crate) fn by(score: Score) -> Option<(bool, bool)> {
+/// Writes what a sketch of the whole tokens of a step, those of the ring and then the new ones, says of their energies, a
+/// share a row: one cube a row (x), head (y) and step (z). `sums` is `[step][head][row][D]`. Bit r of two words of `signs`,
+/// `[step][head][most]`, is the sign of a token in row r; see [`sketch`](thinkey_core::channel::sketch).
+#[cube(launch_unchecked)]
+pub(crate) fn sketch_energies(
+    arena: &Array<u32>,
+    heads: &Array<u32>,
+    steps: &Array<u32>,
+    fused: &Array<f32>,
+    signs: &Array<u32>,
+    sums: &mut Array<f32>,
+    most: u32,
+    #[comptime] shape: Shape,
+) {
+    let dim = comptime!(shape.dim);
+    let table = CUBE_POS_Y as usize * head::FIELDS;
+    let entry = CUBE_POS_Z as usize * step::FIELDS;
+    if steps[entry + step::CHOOSES] > 0 {
+        let slot = steps[entry + step::SLOT] as usize;
+        let held = steps[entry + step::HELD] as usize;
+        let total = held + steps[entry + step::NEW] as usize;
+        let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
+        let from = steps[entry + step::ROW] as usize * comptime!(shape.width)
+            + comptime!(shape.keys_at)
+            + CUBE_POS_Y as usize / comptime!(shape.copies) * dim;
+        let pair = CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize;
+        let own = pair * most as usize * 2 + CUBE_POS_X as usize / 32;
+        let bit = CUBE_POS_X % 32;
+        let to = (pair * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * dim;
+        for channel in range_stepped(UNIT_POS as usize, dim, UNITS) {
+            let mut line = f32::new(0.0);
+            for token in 0..total {
+                let x = if token < held {
+                    number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()))
+                } else {
+                    fused[from + (token - held) * comptime!(shape.width) + channel]
+                };
+                line += select((signs[own + token * 2] >> bit) & 1 == 0, x, -x);
+            }
+            sums[to + channel] = line * line / f32::cast_from(CUBE_COUNT_X);
+        }
+    }
+}
+
+/// Whether a score goes by sums of absolute keys, and whether by queries.
+pub(crate) fn by(score: Score) -> (bool, bool) {
     match score {
-        Score::Query | Score::Sample { .. } => Some((false, true)),
-        Score::L1 => Some((true, false)),
-        Score::L2 => Some((false, false)),
-        _ => None,
+        Score::L1 => (true, false),
+        Score::L2 | Score::Random { .. } => (false, false),
+        // Residuals are there once a prompt is there to leave some.
+        Score::Query | Score::Sample { .. } | Score::Sketch { .. } | Score::Residual => (false, true),
     }
 }

@@ -1,7 +1,7 @@
 //! Kernels on a software Vulkan against core's plain loops.
 
 use super::{
-    launch::{Doing, Layer, Numbers, Steps, blocks, head_entry, row_entry},
+    launch::{Doing, Given, Layer, Numbers, Steps, blocks, head_entry, row_entry},
     layout::Shape,
 };
 use burn_wgpu::{WgpuDevice, WgpuRuntime};
@@ -181,7 +181,7 @@ impl Both {
     fn admit(&self, steps: &[(Admission, Doing)], pages: &Numbers, fused: &[f32]) {
         let steps = Steps::new(&self.client, steps);
         let fused = self.floats(fused);
-        self.layer.choose(&self.client, &steps, &fused, (false, true));
+        self.layer.choose(&self.client, &steps, &fused, (false, true), &Given::Nothing);
         self.layer.store(&self.client, &steps, pages, &fused);
     }
 
@@ -277,7 +277,8 @@ impl Both {
                 let lens = |kind: StorageKind, floats: usize, groups: usize| match kind.form() {
                     Form::Float(kind) => floats * kind.bytes(),
                     Form::Codes(kind) => kind.bytes(groups),
-                    Form::Turned(_) | Form::Halves => unreachable!("the kernels have no such kinds"),
+                    Form::Turned(kind) => kind.turned_bytes(dim),
+                    Form::Halves => unreachable!("the kernels have no such kind"),
                 };
                 let kept = layout.kept as usize;
                 let keys = lens(layout.keys, kept * BLOCK, kept);
@@ -307,7 +308,7 @@ impl Both {
 
 /// Shapes that differ in everything that may.
 fn cases() -> Vec<Case> {
-    use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8};
+    use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8, Turned2, Turned3, Turned4};
     let case =
         |dim, group, kept: &[usize], (recent, sinks), (keys, values), fix, window, steps: &[(usize, usize, bool)]| {
             Case { dim, group, kept: kept.to_vec(), recent, sinks, keys, values, fix, window, steps: steps.to_vec() }
@@ -342,6 +343,28 @@ fn cases() -> Vec<Case> {
             &[(0, 190, true), (0, 30, false), (1, 64, true)],
         ),
         case(256, 2, &[66, 200], (32, 1), (Int3, F16), Fix::None, None, &[(0, 140, true), (1, 2, true)]),
+        case(
+            64,
+            3,
+            &[24, 40],
+            (32, 4),
+            (Int4, Turned2),
+            Fix::Compensated,
+            None,
+            &[(0, 150, true), (1, 99, true), (0, 40, false)],
+        ),
+        case(
+            128,
+            2,
+            &[64],
+            (32, 0),
+            (F16, Turned4),
+            Fix::None,
+            Some(90),
+            &[(0, 140, true), (1, 64, true), (1, 40, false)],
+        ),
+        case(256, 1, &[100], (20, 2), (Int8, Turned3), Fix::None, None, &[(1, 101, true)]),
+        case(16, 2, &[7], (32, 4), (F32, Turned2), Fix::None, None, &[(0, 77, true), (1, 33, true)]),
         case(64, 4, &[5], (64, 33), (Int2, Bf16), Fix::None, Some(50), &[(0, 222, true), (1, 97, true), (0, 1, false)]),
     ]
 }

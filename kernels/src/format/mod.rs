@@ -169,6 +169,9 @@ impl WeightFormat {
     }
 }
 
+/// Most bytes of weights that devices dequantise at once, for products with many rows.
+pub const PART: usize = 32 << 20;
+
 /// Weights of the pair of vectors that decoders hand over at a time.
 pub(crate) const PAIR: usize = 2 * LANES;
 

@@ -88,7 +88,7 @@ impl<B: Backend> ReferenceLinear<B> {
 
 impl<B: Backend> Norm<B> {
     /// The rows of `x`, [rows, width], normalised.
-    fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let mean = x.clone().powf_scalar(2.0).mean_dim(1);
         x / (mean + self.eps).sqrt() * self.weight.clone().unsqueeze()
     }
@@ -296,7 +296,7 @@ impl<B: Backend> ThinOps for Reference<B> {
 }
 
 /// x, to whose rows `rows` others are added.
-fn add<B: Backend>(x: Tensor<B, 2>, rows: Range<usize>, other: Tensor<B, 2>) -> Tensor<B, 2> {
+pub(crate) fn add<B: Backend>(x: Tensor<B, 2>, rows: Range<usize>, other: Tensor<B, 2>) -> Tensor<B, 2> {
     let columns = 0..x.dims()[1];
     let sum = x.clone().slice([rows.clone(), columns.clone()]) + other;
     x.slice_assign([rows, columns], sum)

@@ -5,7 +5,6 @@ use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{fmt, str::FromStr};
 use thinkey::{
-    engine::Device,
     plan::{MemoryPlan, Planner, Workload},
     policy::{CacheDesign, Calibration},
     weights::Checkpoint,
@@ -43,7 +42,7 @@ pub struct Budget {
     auto: bool,
     /// λ as what is free has settled it, and why.
     settled: Option<(Lambda, Reason)>,
-    /// Bytes planned, where the device is one that is planned for.
+    /// Bytes planned.
     planned: Option<usize>,
     /// Bytes allowed.
     allowed: Option<usize>,
@@ -53,8 +52,7 @@ impl Budget {
     /// Plans a sequence of `context` tokens of which at most `prompt` are fed at once; nothing is loaded yet.
     ///
     /// # Errors
-    /// [`CliError::Memory`] where it does not fit `--max-memory`, [`CliError::AutoWithoutBudget`],
-    /// [`CliError::BudgetDevice`] on devices that are not planned for.
+    /// [`CliError::Memory`] where it does not fit `--max-memory`, [`CliError::AutoWithoutBudget`].
     pub fn plan(options: &Options, checkpoint: &Checkpoint, context: usize, prompt: usize) -> Result<Self, CliError> {
         let allowed = options.cache.max_memory();
         let choice = options.cache.lambda();
@@ -63,7 +61,7 @@ impl Budget {
             return Err(CliError::AutoWithoutBudget);
         }
         let (calibration, device) = (Calibration::find(checkpoint)?, options.model.device());
-        let planner = Planner::new(checkpoint, calibration.as_ref());
+        let planner = Planner::new(checkpoint, calibration.as_ref()).on(device);
         let policy = options.cache.policy(checkpoint.config(), calibration.is_some(), device);
         let policy = match choice {
             None => policy,
@@ -74,14 +72,8 @@ impl Budget {
                 None => policy,
             },
         };
-        if device != Device::Ndarray {
-            return match allowed {
-                Some(_) => Err(CliError::BudgetDevice { device }),
-                None => Ok(Self { design: planner.design(policy)?, auto, settled: None, planned: None, allowed }),
-            };
-        }
         let workload = options.workload(context, Some(prompt), policy);
-        let free = allowed.or_else(available_bytes).unwrap_or(usize::MAX);
+        let free = allowed.or_else(|| available_bytes(device)).unwrap_or(usize::MAX);
         let (policy, settled) = planner.settle(&workload, free)?;
         let workload = Workload { policy, ..workload };
         let Some(budget) = allowed else {

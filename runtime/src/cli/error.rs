@@ -4,7 +4,6 @@ use super::budget::TooLarge;
 use rustyline::error::ReadlineError;
 use std::{io, path::PathBuf};
 use thinkey::{
-    engine::Device,
     eval::EvalError,
     model::ModelError,
     policy::{CalibrationError, DesignError},
@@ -85,12 +84,6 @@ pub enum CliError {
     /// λ is to follow from a limit that is not given.
     #[error("--lambda auto is the smallest λ that fits --max-memory; give --max-memory SIZE, or a λ")]
     AutoWithoutBudget,
-    /// Memory is limited on a device whose memory is not planned.
-    #[error("--max-memory is for --device ndarray; the memory of {device} is not planned yet")]
-    BudgetDevice {
-        /// The device.
-        device: Device,
-    },
     /// A benchmark goes deeper than the model can.
     #[error(
         "the benchmark needs {needed} tokens, more than the model's context of {context}; lower --prefill or --depth"

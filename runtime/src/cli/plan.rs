@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Threads on the processor [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// Where the model is to be computed
+    #[arg(long, default_value_t)]
+    device: Device,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -68,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         planned => planned.unwrap_or(config.context),
     };
     let calibration = Calibration::find(&checkpoint)?;
-    let policy = arguments.policy.policy(config, calibration.is_some(), Device::Ndarray);
+    let policy = arguments.policy.policy(config, calibration.is_some(), arguments.device);
     let policy = arguments.lambda.map_or(Ok(policy), |lambda| policy.with_lambda(lambda))?;
     let workload = Workload {
         context,
@@ -79,8 +82,9 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         window: WINDOW,
         threads: threads(arguments.threads),
     };
-    let planner = Planner::new(&checkpoint, calibration.as_ref());
-    let free = arguments.memory.map(|Size(bytes)| bytes).or_else(available_bytes).unwrap_or(usize::MAX);
+    let planner = Planner::new(&checkpoint, calibration.as_ref()).on(arguments.device);
+    let free = arguments.memory.map(|Size(bytes)| bytes).or_else(|| available_bytes(arguments.device));
+    let free = free.unwrap_or(usize::MAX);
     let (policy, settled) = planner.settle(&workload, free)?;
     if let Some((lambda, reason)) = settled {
         eprintln!("thinkey: λ = {}: {reason}", share(lambda));

@@ -1,11 +1,13 @@
 //! Bytes by part.
 
-use crate::policy::{CacheDesign, Calibration, DesignError, spread};
+use super::device;
 use crate::{
+    engine::Device,
     model::{
         ModelConfig,
         transformer::{self, MATRICES, RUN},
     },
+    policy::{CacheDesign, Calibration, DesignError, spread},
     weights::{Checkpoint, Role},
 };
 use thinkey_core::{CacheBytes, Policy};
@@ -122,9 +124,10 @@ impl MemoryPlan {
     }
 }
 
-/// Plans workloads of one model on the processor.
+/// Plans workloads of one model, on the processor unless [told](Self::on) otherwise.
 #[derive(Clone, Debug)]
 pub struct Planner<'a> {
+    device: Device,
     config: &'a ModelConfig,
     weights: WeightBytes,
     calibration: Option<&'a Calibration>,
@@ -140,7 +143,13 @@ impl<'a> Planner<'a> {
     /// A planner for a model of which the shape is known, and the bytes of its weights.
     #[must_use]
     pub const fn of(config: &'a ModelConfig, weights: WeightBytes, calibration: Option<&'a Calibration>) -> Self {
-        Self { config, weights, calibration }
+        Self { device: Device::Ndarray, config, weights, calibration }
+    }
+
+    /// The same for workloads on `device`.
+    #[must_use]
+    pub const fn on(self, device: Device) -> Self {
+        Self { device, ..self }
     }
 
     /// What `policy` comes to for the model.
@@ -175,6 +184,9 @@ impl<'a> Planner<'a> {
         // First, since it checks the numbers.
         let (cache, kept) = (plan.bytes(|layer, head| design.kept(layer, head))?, design.most_kept());
         let prompt = workload.prompt.unwrap_or(workload.context).min(workload.context);
+        if self.device != Device::Ndarray {
+            return Ok(device::plan(config, (weights, cache), &plan, workload, prompt));
+        }
         let demand = |prompt| Demand {
             threads: workload.threads,
             width: config.width,
@@ -209,6 +221,8 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::weights::fixture;
     use thinkey_core::{CachePlan, Lambda, StorageKind, policy::Fix};
 
     /// A worked example that circulates with another result: 32 sequences of 2,048 tokens, 24 layers of 16 heads of 128
@@ -239,5 +253,34 @@ mod tests {
             assert_eq!(whole, 2 * numbers * bytes);
             assert_eq!((whole as f64 / 2.0 / 1e8).round() / 10.0, keys, "GB of keys in {}", kind.name());
         }
+    }
+
+    /// On a device all weights stay, the cache is the processor's to the byte, and more of anything takes more.
+    #[test]
+    fn what_a_device_is_to_hold() {
+        let config = ModelConfig { context: 8192, ..fixture::config(crate::model::Architecture::Llama) };
+        let weights = WeightBytes { mapped: 1 << 20, converted: 1000, layer: 1000, table: 1000 };
+        let (host, device) =
+            (Planner::of(&config, weights, None), Planner::of(&config, weights, None).on(Device::Cuda));
+        let workload = Workload {
+            context: 4096,
+            prompt: None,
+            slots: 2,
+            policy: "think,keys=int4,values=int4".parse().unwrap(),
+            recent: 32,
+            window: 32,
+            threads: 2,
+        };
+        let plan = device.plan(&workload).unwrap();
+        assert_eq!(plan.cache, host.plan(&workload).unwrap().cache);
+        assert!(plan.total() > (1 << 20) + plan.cache.total() + plan.scratch.total());
+        let total = |workload| device.plan(&workload).unwrap().total();
+        for more in [Workload { context: 4097 + 64, ..workload }, Workload { slots: 3, ..workload }] {
+            assert!(total(more) > plan.total(), "{more:?}");
+        }
+        let budget = plan.total();
+        assert_eq!(device.largest_batch(&workload, budget), Some(2));
+        assert!(device.longest_context(&workload, budget).is_some_and(|context| (4096..4160).contains(&context)));
+        assert!(!device.fits(&workload, budget - 1));
     }
 }

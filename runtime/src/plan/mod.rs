@@ -30,6 +30,7 @@
 //! # }
 //! ```
 
+mod device;
 mod fit;
 mod memory;
 mod shape;

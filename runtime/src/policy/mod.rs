@@ -218,7 +218,7 @@ impl CacheDesign {
 
 /// What a cache of heads of `head_dim` channels does where nobody says: the preset `balanced`, with as many channels in every
 /// head where the model is not `calibrated`, with values in int4 where they cannot be turned, and with keys and values in f16
-/// on devices that store no codes.
+/// on devices where heads have an odd number of channels, for which there are no kernels.
 #[must_use]
 pub fn default(head_dim: usize, calibrated: bool, device: Device) -> Policy {
     let mut policy = Policy::BALANCED;
@@ -228,7 +228,7 @@ pub fn default(head_dim: usize, calibrated: bool, device: Device) -> Policy {
     if !calibrated {
         policy.choice = Choice::Top { lambda: policy.lambda().unwrap_or(Lambda::WHOLE) };
     }
-    if device != Device::Ndarray {
+    if device != Device::Ndarray && !head_dim.is_multiple_of(2) {
         (policy.keys, policy.values) = (Store::F16, Store::F16);
     }
     policy
