@@ -30,7 +30,7 @@ pub struct Origin {
 }
 
 impl Session {
-    /// What the cache holds of the sequence of `slot`, as a [snapshot](thinkey_core::snapshot). `tokens` are the sequence's:
+    /// What the cache holds of the sequence of `slot`, as a [snapshot]. `tokens` are the sequence's:
     /// those [fed](Session::position) to it, and at most one that waits, as [`generate`](crate::generate::Request::tokens)
     /// leaves it. The bytes are about as many as the cache has in use.
     ///
