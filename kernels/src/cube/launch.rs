@@ -8,7 +8,7 @@ use super::{
 use cubecl::{prelude::*, server::Handle};
 use thinkey_core::{Admission, BLOCK, HeadLayout, Span};
 
-#[cfg(test)]
+#[cfg(all(test, feature = "vulkan"))]
 std::thread_local! {
     static LAUNCHES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
@@ -16,12 +16,12 @@ std::thread_local! {
 /// Notes that a kernel is launched, for tests that count them.
 #[inline]
 pub(crate) fn count_launch() {
-    #[cfg(test)]
+    #[cfg(all(test, feature = "vulkan"))]
     LAUNCHES.set(LAUNCHES.get() + 1);
 }
 
 /// Kernels of ours that this thread has launched.
-#[cfg(test)]
+#[cfg(all(test, feature = "vulkan"))]
 pub(crate) fn launches() -> usize {
     LAUNCHES.get()
 }
