@@ -238,7 +238,10 @@ where
         let numbers: Vec<f32> = Tensor::cat(parts, 0).into_data().iter::<f32>().collect();
         let chosen = match cache.score() {
             Score::Residual => None,
-            _ => Some(cache.client.read_one_unchecked(layer.channels.handle.clone())),
+            _ => {
+                let chosen = cache.client.read_one_unchecked(layer.channels.handle.clone());
+                Some(bytemuck::pod_collect_to_vec::<u8, u32>(&chosen))
+            }
         };
         let (mut words, mut places) = (Vec::new(), Vec::new());
         let (mut channels, mut lists) = (Vec::new(), Vec::new());
@@ -251,7 +254,6 @@ where
             let (kept, list) = (usize::from(layout.kept), (slot * cached.kv_heads + head) * dim);
             let mask = match &chosen {
                 Some(chosen) => {
-                    let chosen = bytemuck::pod_collect_to_vec::<u8, u32>(chosen);
                     ChannelMask::from_channels(dim, chosen[list..list + kept].iter().map(|&channel| channel as usize))?
                 }
                 None => {

@@ -43,7 +43,7 @@ pub struct Budget {
     /// λ as what is free has settled it, and why.
     settled: Option<(Lambda, Reason)>,
     /// Bytes planned.
-    planned: Option<usize>,
+    planned: usize,
     /// Bytes allowed.
     allowed: Option<usize>,
 }
@@ -77,7 +77,7 @@ impl Budget {
         let (policy, settled) = planner.settle(&workload, free)?;
         let workload = Workload { policy, ..workload };
         let Some(budget) = allowed else {
-            let planned = Some(planner.plan(&workload)?.total());
+            let planned = planner.plan(&workload)?.total();
             return Ok(Self { design: planner.design(policy)?, auto, settled, planned, allowed });
         };
         let found = if auto { planner.smallest_lambda(&workload, budget) } else { None };
@@ -86,7 +86,7 @@ impl Budget {
         if plan.total() > budget {
             return Err(CliError::Memory(Box::new(TooLarge::new(&planner, &workload, &plan, budget))));
         }
-        let budget = Self { design: planner.design(policy)?, auto, settled, planned: Some(plan.total()), allowed };
+        let budget = Self { design: planner.design(policy)?, auto, settled, planned: plan.total(), allowed };
         if let (true, Some(allowed)) = (auto, allowed) {
             eprintln!("thinkey: λ = {} is the smallest that fits {}", budget.lambda(), HumanBytes(allowed as u64));
         }
@@ -120,9 +120,9 @@ impl fmt::Display for Budget {
                 writeln!(f)?;
             }
         }
-        if let (Some(planned), Some(allowed)) = (self.planned, self.allowed) {
+        if let Some(allowed) = self.allowed {
             let how = if self.auto { "chosen" } else { "given" };
-            let (planned, allowed) = (HumanBytes(planned as u64), HumanBytes(allowed as u64));
+            let (planned, allowed) = (HumanBytes(self.planned as u64), HumanBytes(allowed as u64));
             write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", self.lambda())?;
         }
         Ok(())
