@@ -42,6 +42,7 @@ macro_rules! shared_rows {
     };
 }
 
+mod ahead;
 mod dot;
 mod integer;
 mod integer_panel;
@@ -143,7 +144,7 @@ pub enum Mode {
 pub struct LinearScratch {
     /// x with its rows padded, where their length is no whole number of vectors.
     x: AlignedVec,
-    /// x in eight bits: 832 bytes for every 256 activations of a row, or part of them.
+    /// x in eight bits: 896 bytes for every 256 activations of a row, or part of them.
     quantised: Vec<Segment>,
     /// Many rows of x in eight bits: 1.5 bytes for every activation.
     quantised_rows: PanelRows,
@@ -190,6 +191,8 @@ struct Chunk<'a> {
     /// First row in the layer: the column of the output.
     column: usize,
     bias: Option<&'a [f32]>,
+    /// The weights that the same thread will likely read after these.
+    next: &'a [u8],
 }
 
 /// The output, [m, `stride`] floats: shared by tasks that own disjoint columns.
@@ -293,8 +296,12 @@ impl Linear {
                     1 => self.rows,
                     threads => self.rows.div_ceil(8 * threads).next_multiple_of(16),
                 };
-                pool.run(self.chunks(chunk), &|task| {
-                    let chunk = self.chunk(chunk, task);
+                let chunks = self.chunks(chunk);
+                pool.run(chunks, &|task| {
+                    // Tasks are claimed in turns.
+                    let next = (task + pool.threads() < chunks).then(|| self.chunk(chunk, task + pool.threads()));
+                    let next = next.map_or(&[][..], |next| next.bytes().0);
+                    let chunk = Chunk { next, ..self.chunk(chunk, task) };
                     // SAFETY: chunks are disjoint and `output` is the whole of `out`.
                     unsafe {
                         match integer(chunk.matrix) {
@@ -369,7 +376,7 @@ impl Linear {
                 let first = index * size;
                 let (count, column) = (size.min(matrix.rows() - first), column + first);
                 let bias = self.bias.as_deref().map(|bias| &bias[column..column + count]);
-                return Chunk { matrix, first, count, column, bias };
+                return Chunk { matrix, first, count, column, bias, next: &[] };
             }
             index -= chunks;
             column += matrix.rows();
@@ -378,9 +385,9 @@ impl Linear {
     }
 }
 
-impl Chunk<'_> {
-    /// The rows' bytes.
-    fn bytes(&self) -> (&[u8], usize) {
+impl<'a> Chunk<'a> {
+    /// The rows' bytes, and those of one.
+    fn bytes(&self) -> (&'a [u8], usize) {
         let row = self.matrix.bytes().len() / self.matrix.rows();
         (&self.matrix.bytes()[row * self.first..row * (self.first + self.count)], row)
     }

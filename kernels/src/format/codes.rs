@@ -20,6 +20,10 @@ pub(crate) trait CodeSink<B: Bytes> {
     /// [`Bytes::dot`].
     fn codes<const QUARTER: usize>(&mut self, codes: B::Codes, offset: u8);
 
+    /// Quarter `quarter` of segment `index`, which is not whole: the scales of its two blocks in lanes 0 and 1 of `affine`,
+    /// their minima in lanes 8 and 9, zeros in all others.
+    fn pair(&mut self, index: usize, quarter: usize, affine: B::F32, has_min: bool, codes: B::Codes, offset: u8);
+
     /// [`codes`](Self::codes) of a segment of [`half_blocks`](Self::half_blocks).
     fn half_block_codes<const QUARTER: usize>(&mut self, codes: B::Codes, offset: u8);
 }
@@ -92,19 +96,11 @@ impl<F: BlockCodes<BYTES>, const BYTES: usize> Codes for Blocks<F, BYTES> {
             sink.codes::<2>(F::codes(bytes, &blocks[4], &blocks[5]), F::OFFSET);
             sink.codes::<3>(F::codes(bytes, &blocks[6], &blocks[7]), F::OFFSET);
         }
-        if !rest.is_empty() {
-            let block = |b: usize| rest.get(b).unwrap_or(&[0; BYTES]);
-            sink.blocks(segments.len(), bytes.halves(std::array::from_fn(|b| halves(block(b)))), F::HAS_MIN);
-            sink.codes::<0>(F::codes(bytes, block(0), block(1)), F::OFFSET);
-            if rest.len() > 2 {
-                sink.codes::<1>(F::codes(bytes, block(2), block(3)), F::OFFSET);
-            }
-            if rest.len() > 4 {
-                sink.codes::<2>(F::codes(bytes, block(4), block(5)), F::OFFSET);
-            }
-            if rest.len() > 6 {
-                sink.codes::<3>(F::codes(bytes, block(6), block(7)), F::OFFSET);
-            }
+        // By pairs: a segment that is filled up with nothing would take as long as a whole one, and rows of models are short.
+        for (quarter, pair) in rest.chunks(2).enumerate() {
+            let (first, second) = (&pair[0], pair.get(1).unwrap_or(&[0; BYTES]));
+            let affine = bytes.halves([halves(first), halves(second), 0, 0, 0, 0, 0, 0]);
+            sink.pair(segments.len(), quarter, affine, F::HAS_MIN, F::codes(bytes, first, second), F::OFFSET);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Few rows of x: dot products straight from the blocks.
 
+use super::ahead::Ahead;
 use super::{Chunk, Mode, Output};
 use crate::cpu::simd::{Kernel, LANES, Level, Simd};
 use crate::format::{Decode, PAIR, Sink, Visitor};
@@ -47,7 +48,9 @@ impl<S: Simd> WithSimd<'_, S> {
         let pairs = chunk.matrix.cols().div_ceil(PAIR);
         let x: [&[[f32; PAIR]]; M] = std::array::from_fn(|i| &x[pairs * (first + i)..][..pairs]);
         let (bytes, row_bytes) = chunk.bytes();
+        let mut ahead = Ahead::new(bytes, chunk.next, row_bytes);
         for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
+            ahead.fetch(simd);
             let mut sums = Sums { simd, x, sums: [[simd.splat(0.0); 2]; M] };
             D::decode(simd, row, &mut sums);
             let bias = chunk.bias.map_or(0.0, |bias| bias[r]);

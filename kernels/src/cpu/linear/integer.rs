@@ -4,6 +4,7 @@
 //! gives the same result but for the rounding of those, and the result differs from that of [`dot`](super::dot) by what
 //! quantising x changes.
 
+use super::ahead::Ahead;
 use super::quantise::{Segment, segments};
 use super::{Chunk, Mode, Output};
 use crate::cpu::simd::{
@@ -57,7 +58,9 @@ impl<B: Bytes> WithBytes<'_, B> {
         let x: [&[Segment]; M] = std::array::from_fn(|i| &x[segments * (first + i)..][..segments]);
         let zero = simd.splat(0.0);
         let (data, row_bytes) = chunk.bytes();
+        let mut ahead = Ahead::new(data, chunk.next, row_bytes);
         for (r, row) in data.chunks_exact(row_bytes).enumerate() {
+            ahead.fetch(simd);
             let at = x.map(|row| &row[0]);
             let mut sums = Sums { bytes, x, at, scales: [zero; M], sums: [zero; M], mins: [zero; M] };
             C::codes(bytes, row, &mut sums);
@@ -103,7 +106,7 @@ impl<B: Bytes, const M: usize> CodeSink<B> for Sums<'_, B, M> {
         let simd = self.bytes.simd();
         for i in 0..M {
             self.at[i] = &self.x[i][index];
-            self.scales[i] = simd.mul(affine, simd.load(&self.at[i].affine));
+            self.scales[i] = simd.mul(affine, simd.load(self.at[i].window(0)));
             if has_min {
                 self.mins[i] = simd.add(self.mins[i], self.scales[i]);
             }
@@ -120,6 +123,19 @@ impl<B: Bytes, const M: usize> CodeSink<B> for Sums<'_, B, M> {
     fn codes<const QUARTER: usize>(&mut self, codes: B::Codes, offset: u8) {
         for i in 0..M {
             self.add(i, QUARTER, codes, offset, self.bytes.spread8::<QUARTER>(self.scales[i]));
+        }
+    }
+
+    #[inline(always)]
+    fn pair(&mut self, index: usize, quarter: usize, affine: B::F32, has_min: bool, codes: B::Codes, offset: u8) {
+        let simd = self.bytes.simd();
+        for i in 0..M {
+            self.at[i] = &self.x[i][index];
+            let scales = simd.mul(affine, simd.load(self.at[i].window(quarter)));
+            if has_min {
+                self.mins[i] = simd.add(self.mins[i], scales);
+            }
+            self.add(i, quarter, codes, offset, self.bytes.spread8::<0>(scales));
         }
     }
 

@@ -160,6 +160,13 @@ impl<B: Bytes> CodeSink<B> for Store<'_, B> {
     }
 
     #[inline(always)]
+    fn pair(&mut self, _: usize, quarter: usize, affine: B::F32, _: bool, codes: B::Codes, offset: u8) {
+        self.bytes.simd().store(affine, &mut self.scales);
+        let scales = self.scales;
+        self.store(quarter, codes, offset, |group| [scales[group / 2 % 2], scales[8 + group / 2 % 2]]);
+    }
+
+    #[inline(always)]
     fn half_block_codes<const QUARTER: usize>(&mut self, codes: B::Codes, offset: u8) {
         let scales = self.scales;
         self.store(QUARTER, codes, offset, |group| [scales[group], 0.0]);

@@ -37,12 +37,22 @@ const SMALLEST: f32 = 1e-36;
 pub(crate) struct Segment {
     pub(crate) quarters: [Quarter; SEGMENT / BYTES],
     /// Eight ones, then the sums of the eight blocks: what the scales and minima of blocks of weights are multiplied
-    /// with.
-    pub(crate) affine: [f32; 2 * BLOCKS],
+    /// with. Zeros follow, for [`window`](Self::window).
+    pub(crate) affine: [f32; 3 * BLOCKS],
 }
 
 impl Segment {
-    const ZERO: Self = Self { quarters: [Quarter::ZERO; SEGMENT / BYTES], affine: [0.0; 2 * BLOCKS] };
+    const ZERO: Self = Self { quarters: [Quarter::ZERO; SEGMENT / BYTES], affine: [0.0; 3 * BLOCKS] };
+
+    /// What the scales and minima of blocks from the first of a quarter on are multiplied with: ones from lane 0 on, their
+    /// sums from lane 8 on.
+    #[inline(always)]
+    pub(super) fn window(&self, quarter: usize) -> &[f32; LANES] {
+        match self.affine[2 * quarter..].first_chunk() {
+            Some(window) => window,
+            None => unreachable!("quarter {quarter} of a segment"),
+        }
+    }
 }
 
 /// Segments of a row of `cols` activations.
@@ -84,7 +94,7 @@ impl Kernel for Quantise<'_> {
     fn run<S: Simd>(self, _: S) {
         for (x, segment) in self.x.chunks(SEGMENT).zip(self.out) {
             let Segment { quarters, affine } = segment;
-            let (ones, sums) = affine.split_at_mut(BLOCKS);
+            let (ones, sums) = affine[..2 * BLOCKS].split_at_mut(BLOCKS);
             ones.fill(1.0);
             let (whole, rest) = x.as_chunks();
             let mut padded = [0.0; BYTES];
@@ -286,7 +296,7 @@ mod tests {
             prop_assume!(cols > 0);
             let x = &x[..rows * cols];
             for level in Level::available() {
-                let mut buffer = vec![Segment { affine: [f32::NAN; 16], ..Segment::ZERO }; 2];
+                let mut buffer = vec![Segment { affine: [f32::NAN; 24], ..Segment::ZERO }; 2];
                 let out = quantise(level, x, cols, &mut buffer);
                 prop_assert_eq!(out.len(), rows * cols.div_ceil(SEGMENT));
                 for (x, row) in x.chunks_exact(cols).zip(out.chunks_exact(cols.div_ceil(SEGMENT))) {
