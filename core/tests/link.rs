@@ -5,9 +5,10 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use thinkey_core::link::{
-    Client, Device, Engine,
+    Client, Device, Engine, VERSION,
     client::Event,
-    device::Step,
+    engine::Step,
+    frame::{self, Header},
     message::{Capabilities, Code, End, Ending, Failure, MAX_CHUNK, Snapshot, Start, Stats, ToHost},
     reliable::Timing,
 };
@@ -471,6 +472,26 @@ fn a_device_that_was_switched_off_is_noticed() {
     let heard = hear(&mut world, 200);
     assert_eq!(heard, ["Restarted", "connected"]);
     assert!(world.client.open().is_empty() && !world.client.waits());
+}
+
+/// A host of a later version, whose hello has a field more, is told the device's, once.
+#[test]
+fn another_version_is_told() {
+    let mut device = Device::new(Mock::default(), 1, TIMING, 0);
+    let (mut line, mut memory) = ([0; 64], [0; 400]);
+    device.receive(0, frame::encode(0, Header::default(), &[0, VERSION as u8 + 1, 7, 0, 99], &mut line).unwrap());
+    let len = device.transmit(0, &mut memory);
+    let mut client = Client::new(7, TIMING);
+    let _ = client.transmit(0, &mut [0; 400]);
+    let mut heard = Vec::new();
+    for _ in 0..2 {
+        client.receive(0, &memory[..len], &mut |event| {
+            heard.push(format!("{event:?}"));
+            true
+        });
+    }
+    assert_eq!(heard, [format!("Version {{ device: {VERSION} }}")]);
+    assert!(!client.is_connected() && device.link().session() == 0);
 }
 
 #[test]

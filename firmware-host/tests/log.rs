@@ -14,7 +14,7 @@ use std::{
 };
 use thinkey_core::link::{
     Device, Engine,
-    device::Step,
+    engine::Step,
     message::{Capabilities, Code, Failure, Snapshot, Start, Stats},
     reliable::Timing,
 };

@@ -5,7 +5,8 @@
 //! | [`frame`] | messages as checked frames, and back from any bytes |
 //! | [`message`] | what host and device say to each other |
 //! | [`reliable`] | frames in order, once, whatever the line loses |
-//! | [`device`] | the device's loop over an [`Engine`] |
+//! | [`device`] | the device's loop over an [`engine`] |
+//! | [`engine`] | what a device runs |
 //! | [`client`] | the host's side |
 //!
 //! Nothing here does input or output, waits, allocates or looks at a clock: bytes and the time come in, bytes come out. Both
@@ -137,12 +138,14 @@
 
 pub mod client;
 pub mod device;
+pub mod engine;
 pub mod frame;
 pub mod message;
 pub mod reliable;
 
 pub use client::Client;
-pub use device::{Device, Engine};
+pub use device::Device;
+pub use engine::Engine;
 pub use frame::{MAX_BODY, MAX_FRAME};
 
 /// Version of the protocol.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thinkey_core::link::{
     Client, Device, Engine,
     client::Event,
-    device::Step,
+    engine::Step,
     message::{Capabilities, Code, End, Ending, Failure, Form, Sampling, Snapshot, Start, Stats, ToHost},
     reliable::Timing,
 };

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use thinkey_core::link::{
     Client, Device, Engine, MAX_BODY, MAX_FRAME, VERSION,
-    device::Step,
+    engine::Step,
     frame::{self, Decoder, Header},
     message::{
         self, Capabilities, Code, End, Ending, Failure, Greeting, Hello, Snapshot, Start, Stats, ToDevice, ToHost,
