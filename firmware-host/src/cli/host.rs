@@ -15,10 +15,20 @@ use thinkey_firmware_host::{
     serve::{Clock, TICK},
 };
 
+/// Where the device is, and how fast the line.
+#[derive(clap::Args)]
+pub struct Line {
+    #[command(flatten)]
+    end: End,
+    /// Speed of a serial device; both ends have the same
+    #[arg(long, default_value_t = BAUD)]
+    baud: u32,
+}
+
 /// Where the device is.
 #[derive(clap::Args)]
 #[group(multiple = false)]
-pub struct Line {
+struct End {
     /// The TCP address that a device listens on
     #[arg(long, value_name = "ADDRESS")]
     connect: Option<String>,
@@ -30,11 +40,11 @@ pub struct Line {
 impl Line {
     /// Whether there is one.
     pub const fn is_given(&self) -> bool {
-        self.connect.is_some() || self.port.is_some()
+        self.end.connect.is_some() || self.end.port.is_some()
     }
 
     fn name(&self) -> String {
-        match (&self.connect, &self.port) {
+        match (&self.end.connect, &self.end.port) {
             (Some(address), _) => address.clone(),
             (None, Some(path)) => path.display().to_string(),
             (None, None) => "(give --connect or --port)".to_owned(),
@@ -42,9 +52,9 @@ impl Line {
     }
 
     fn open(&self) -> io::Result<Port> {
-        match (&self.connect, &self.port) {
+        match (&self.end.connect, &self.end.port) {
             (Some(address), _) => Port::tcp(TcpStream::connect(address)?),
-            (None, Some(path)) => Port::terminal(path, Some(BAUD)),
+            (None, Some(path)) => Port::terminal(path, Some(self.baud)),
             (None, None) => Err(io::ErrorKind::NotFound.into()),
         }
     }

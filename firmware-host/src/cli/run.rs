@@ -12,7 +12,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use thinkey::{
-    engine::EngineOptions,
+    engine::{Device as Computes, EngineOptions},
+    plan::Size,
     store::{DEFAULT, Store},
     weights::Checkpoint,
 };
@@ -24,7 +25,6 @@ use thinkey_firmware_host::{
     engine::{LoadError, ModelEngine, Options},
     port::{Port, Pty, Wake},
     serve::{Clock, serve},
-    sim::Bytes,
 };
 
 /// Options of `run`.
@@ -39,15 +39,21 @@ pub struct Arguments {
     /// Tokens of a sequence, prompt and answer [default: the model's context, at most 8192]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
+    /// Where the model is computed: ndarray (the processor) or, in a build with the feature `cuda`, cuda
+    #[arg(long, default_value_t)]
+    device: Computes,
     /// Threads on the processor [default: all cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
     /// Refuse models and policies that would take more memory, weights included, as 2GiB or 500MB; the program itself and a
     /// snapshot under way come on top
     #[arg(long, value_name = "SIZE")]
-    max_memory: Option<Bytes>,
+    max_memory: Option<Size>,
     #[command(flatten)]
     line: Line,
+    /// Speed of a serial device; both ends have the same
+    #[arg(long, default_value_t = BAUD)]
+    baud: u32,
 }
 
 /// Where the host is. Standard input and output where nothing is given.
@@ -60,7 +66,7 @@ struct Line {
     /// Serve a new pseudo-terminal, whose path is printed
     #[arg(long)]
     pty: bool,
-    /// Serve a serial device
+    /// Serve a serial device, as /dev/ttyTHS1
     #[arg(long, value_name = "PATH")]
     serial: Option<PathBuf>,
     /// Serve standard input and output (the default)
@@ -94,11 +100,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     };
     let path = Store::open()?.pull(&arguments.model, &mut |_| ControlFlow::Continue(()))?;
     let checkpoint = Checkpoint::open(&path).map_err(LoadError::from)?;
-    let mut engine = EngineOptions::default();
+    let mut engine = EngineOptions { device: arguments.device, ..EngineOptions::default() };
     if let Some(threads) = arguments.threads {
         engine.threads = threads.get();
     }
-    let budget = arguments.max_memory.map_or(0, |Bytes(bytes)| bytes);
+    let budget = arguments.max_memory.map_or(0, |Size(bytes)| bytes);
     let options = Options { engine, policy: arguments.policy, context: arguments.context, budget };
     let engine = ModelEngine::load(checkpoint, options, wake)?;
     #[cfg(feature = "defmt")]
@@ -129,7 +135,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         println!("serving {}", pty.path.display());
         on(port);
     } else if let Some(path) = serial {
-        on(Port::terminal(path, Some(BAUD)).map_err(|cause| failed(&path.display().to_string(), cause))?);
+        on(Port::terminal(path, Some(arguments.baud)).map_err(|cause| failed(&path.display().to_string(), cause))?);
     } else {
         on(Port::new(io::stdin(), io::stdout()));
     }

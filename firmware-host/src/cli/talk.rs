@@ -5,7 +5,7 @@ use super::{
     host::{Host, Line},
     log::{Printer, decoder},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -18,7 +18,7 @@ use thinkey_core::{
     Policy,
     link::{
         client::Event,
-        message::{End, Ending, Form, Sampling, Snapshot, Start, Stats, ToHost},
+        message::{End, Ending, Form, Health, Sampling, Snapshot, Start, Stats, ToHost},
     },
     wire,
 };
@@ -61,6 +61,9 @@ pub struct Arguments {
     /// Leave out log records below this level
     #[arg(long, value_enum, default_value_t = Level::Trace)]
     level: Level,
+    /// Ask nothing but how the device is, and print it
+    #[arg(long)]
+    health: bool,
     /// Ask nothing but how the device is, this many times, and print how long it takes
     #[arg(long, value_name = "TIMES")]
     ping: Option<usize>,
@@ -108,10 +111,12 @@ struct Heard<'l> {
     /// Prints the device's log, where it is asked for.
     log: Option<Printer<'l>>,
     accepted: bool,
+    /// How far the prompt is read: parts done, of how many.
+    read: Option<(u16, u16)>,
     text: Vec<u8>,
     ending: Option<Ending>,
     stats: Option<Stats>,
-    healthy: bool,
+    health: Option<Health>,
     snapshot: Option<Snapshot>,
     chunks: Vec<u8>,
     restored: Option<u32>,
@@ -132,7 +137,7 @@ impl Heard<'_> {
                 ToHost::Token { text, .. } | ToHost::Text { text, .. } => self.text.extend_from_slice(text),
                 ToHost::Ended { ending, .. } => self.ending = Some(ending),
                 ToHost::Stats(stats) => self.stats = Some(stats),
-                ToHost::Health(_) => self.healthy = true,
+                ToHost::Health(health) => self.health = Some(health),
                 ToHost::Snapshot(snapshot) => self.snapshot = Some(snapshot),
                 ToHost::Chunk { bytes } => self.chunks.extend_from_slice(bytes),
                 ToHost::Restored { tokens } => self.restored = Some(tokens),
@@ -141,7 +146,7 @@ impl Heard<'_> {
                         self.error = Some(error);
                     }
                 }
-                ToHost::Read { .. } => {}
+                ToHost::Read { done, of, .. } => self.read = Some((done, of)),
             },
         }
     }
@@ -172,7 +177,14 @@ impl<'l> Talk<'l> {
     fn ask(&mut self, start: &Start<'_>, prompt: &[u8], out: &mut dyn Write) -> Result<(String, Ending), CliError> {
         let request = self.host.client.start(start)?;
         let (mut sent, mut cancelled, mut answer) = (0, false, Vec::new());
+        // Drawn on a terminal's standard error alone, until the first token.
+        let style = ProgressStyle::with_template("reading {wide_bar} {pos}/{len}");
+        let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         loop {
+            if let Some((done, of)) = self.heard.read.take() {
+                bar.set_length(of.into());
+                bar.set_position(done.into());
+            }
             if self.heard.accepted && sent < prompt.len() {
                 sent += self.host.client.prompt(request, &prompt[sent..]);
             }
@@ -180,11 +192,13 @@ impl<'l> Talk<'l> {
                 cancelled = self.host.client.cancel(request).is_ok();
             }
             if !self.heard.text.is_empty() {
+                bar.finish_and_clear();
                 out.write_all(&self.heard.text)?;
                 out.flush()?;
                 answer.append(&mut self.heard.text);
             }
             if let Some(ending) = self.heard.ending.take() {
+                bar.finish_and_clear();
                 self.heard.accepted = false;
                 return Ok((String::from_utf8_lossy(&answer).into_owned(), ending));
             }
@@ -242,6 +256,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let mut talk = Talk { host, heard };
     if let Some(times) = arguments.ping {
         return ping(&mut talk, times);
+    }
+    if arguments.health {
+        talk.host.client.health()?;
+        println!("{}", healthy(&talk.until(|heard| heard.health.take())?));
+        return Ok(());
     }
     if let Some(path) = &arguments.restore {
         let bytes = fs::read(path).map_err(|cause| CliError::Input { path: path.clone(), cause })?;
@@ -314,13 +333,25 @@ fn ping(talk: &mut Talk<'_>, times: usize) -> Result<(), CliError> {
     for _ in 0..times.max(1) {
         let begun = Instant::now();
         talk.host.client.health()?;
-        talk.until(|heard| std::mem::take(&mut heard.healthy).then_some(()))?;
+        talk.until(|heard| heard.health.take())?;
         trips.push(begun.elapsed());
     }
     trips.sort_unstable();
     let at = |share: usize| trips[(trips.len() - 1) * share / 100].as_secs_f64() * 1e6;
     println!("{} round trips: median {:.0} µs, 99% {:.0} µs, least {:.0} µs", trips.len(), at(50), at(99), at(0));
     Ok(())
+}
+
+/// How the device is, in a line for people.
+fn healthy(health: &Health) -> String {
+    let Health { uptime_ms, free_bytes, requests, waiting, busy, damaged, resent, lost_log } = *health;
+    let free = free_bytes.map_or_else(String::new, |bytes| format!("{} free; ", HumanBytes(bytes)));
+    format!(
+        "{}, up for {:.1} s; {free}{requests} requests ended, {waiting} waiting; {damaged} frames came damaged, {resent} were \
+         sent again; {lost_log} bytes of log lost",
+        if busy { "busy" } else { "idle" },
+        uptime_ms as f64 / 1e3,
+    )
 }
 
 /// The text to answer: the file, then the prompt; standard input where neither is given.

@@ -1,8 +1,9 @@
 //! Boards: how much memory there is, how much the system keeps, and how fast it is read.
 
-use super::{SimError, named, size::Bytes};
+use super::{SimError, named};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use thinkey::plan::Size;
 
 /// A board's profile: a TOML file of four lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,9 +12,9 @@ pub struct Board {
     /// What it is called.
     pub name: String,
     /// All of its memory.
-    pub memory: Bytes,
+    pub memory: Size,
     /// What firmware and operating system keep of it.
-    pub system: Bytes,
+    pub system: Size,
     /// GB (10⁹ bytes) a second that it is read at, at most.
     pub bandwidth: f64,
 }

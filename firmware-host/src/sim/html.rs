@@ -1,7 +1,10 @@
 //! A report as one file.
 
-use super::{Bytes, PolicyReport, Report, SimError};
-use thinkey::eval::html::{Line, Page, Point, lines};
+use super::{PolicyReport, Report, SimError};
+use thinkey::{
+    eval::html::{Line, Page, Point, lines},
+    plan::Size,
+};
 
 /// The report as an HTML page with nothing to be fetched: memory by policy, what was expected, and the cache over time.
 ///
@@ -45,7 +48,7 @@ pub fn page(report: &Report) -> Result<String, SimError> {
 }
 
 fn timeline(policy: &PolicyReport) -> Result<String, SimError> {
-    let line = |name: &str, of: fn(&super::Sample) -> Bytes| Line {
+    let line = |name: &str, of: fn(&super::Sample) -> Size| Line {
         name: name.to_owned(),
         points: policy
             .timeline

@@ -25,7 +25,7 @@ pub mod link;
 mod report;
 mod run;
 mod scenario;
-mod size;
+mod time;
 mod wire;
 
 pub use board::{Board, SHIPPED as BOARDS};
@@ -34,7 +34,7 @@ pub use link::Weather;
 pub use report::{Answer, Broken, Check, LinkReport, Parts, PolicyReport, Report, Sample};
 pub use run::run;
 pub use scenario::{Cut, Expect, Request, Scenario, Shrink};
-pub use size::{Bytes, Time};
+pub use time::Time;
 pub use wire::{Faults, Wire};
 
 use serde::de::DeserializeOwned;

@@ -1,9 +1,9 @@
 //! What came out.
 
-use super::{Board, Bytes, Time};
+use super::{Board, Time};
 use serde::Serialize;
 use std::fmt;
-use thinkey::plan::MemoryPlan;
+use thinkey::plan::{MemoryPlan, Size};
 
 /// What a scenario came to.
 #[derive(Clone, Debug, Serialize)]
@@ -15,7 +15,7 @@ pub struct Report {
     /// The model.
     pub model: String,
     /// Bytes that the system leaves.
-    pub budget: Bytes,
+    pub budget: Size,
     /// What each policy came to.
     pub policies: Vec<PolicyReport>,
     /// What was expected, and whether it came out.
@@ -32,7 +32,7 @@ pub struct PolicyReport {
     /// Bytes by part.
     pub parts: Parts,
     /// Bytes of the whole f16 cache of as many tokens.
-    pub whole: Bytes,
+    pub whole: Size,
     /// Whether all parts fit what the system leaves at first.
     pub fits: bool,
     /// The longest context that does.
@@ -51,15 +51,15 @@ pub struct PolicyReport {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Parts {
     /// Weights, mapped and converted.
-    pub weights: Bytes,
+    pub weights: Size,
     /// The cache, as it is allocated.
-    pub cache: Bytes,
+    pub cache: Size,
     /// Buffers, activations, logits and what holds them together.
-    pub buffers: Bytes,
+    pub buffers: Size,
     /// What is not there at the same time as all others.
-    pub not_at_once: Bytes,
+    pub not_at_once: Size,
     /// Most that is there at once.
-    pub total: Bytes,
+    pub total: Size,
 }
 
 impl From<&MemoryPlan> for Parts {
@@ -67,7 +67,7 @@ impl From<&MemoryPlan> for Parts {
         let (weights, cache) = (plan.weights.total(), plan.cache.total());
         let buffers = plan.heap() - plan.weights.converted - cache;
         let [weights, cache, buffers, not_at_once, total] =
-            [weights, cache, buffers, plan.not_at_once(), plan.total()].map(|bytes| Bytes(bytes as u64));
+            [weights, cache, buffers, plan.not_at_once(), plan.total()].map(|bytes| Size(bytes as u64));
         Self { weights, cache, buffers, not_at_once, total }
     }
 }
@@ -120,9 +120,9 @@ pub struct Broken {
     /// When.
     pub at: Time,
     /// Bytes that were needed.
-    pub needed: Bytes,
+    pub needed: Size,
     /// Bytes that there were.
-    pub budget: Bytes,
+    pub budget: Size,
 }
 
 /// How things stand at some time.
@@ -133,11 +133,11 @@ pub struct Sample {
     /// Tokens held.
     pub tokens: usize,
     /// Bytes of the cache that they take.
-    pub held: Bytes,
+    pub held: Size,
     /// Bytes of the cache that are allocated.
-    pub allocated: Bytes,
+    pub allocated: Size,
     /// Bytes that the budget leaves for the cache.
-    pub room: Bytes,
+    pub room: Size,
 }
 
 /// Something expected.
@@ -191,15 +191,15 @@ impl fmt::Display for Report {
             } else {
                 ("does not fit, by", total.0 - budget.0)
             };
-            write!(f, "  together {total}: {fits} {}", Bytes(off))?;
+            write!(f, "  together {total}: {fits} {}", Size(off))?;
             match policy.longest {
                 Some(tokens) => writeln!(f, "; the longest context that fits is {tokens}")?,
                 None => writeln!(f, "; no context fits")?,
             }
             for Answer { prompt, tokens, asked, at, first, step, restarts } in &policy.answers {
-                write!(f, "  at {at}: {tokens} of {asked} tokens answered to {prompt}")?;
+                write!(f, "  at {at}: a prompt of {prompt} tokens, {tokens} of {asked} answered")?;
                 if *tokens > 0 {
-                    write!(f, "; first after {first}, then {step} each, at least")?;
+                    write!(f, "; the first after {first} at least, then one in {step} at least")?;
                 }
                 if *restarts > 0 {
                     write!(f, "; begun again {restarts} times")?;
@@ -220,7 +220,7 @@ impl fmt::Display for Report {
                 }
             }
             for Broken { at, needed, budget } in &policy.broken {
-                writeln!(f, "  at {at}: {needed} needed, and there are {budget}")?;
+                writeln!(f, "  at {at}: a limit is broken: {needed} are needed, and there are {budget}")?;
             }
         }
         for Check { policy, what, met } in &self.checks {

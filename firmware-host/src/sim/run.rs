@@ -1,14 +1,14 @@
 //! Runs a scenario.
 
 use super::{
-    Answer, Board, Broken, Bytes, Check, Expect, LinkReport, Parts, PolicyReport, Report, Request, Sample, Scenario,
-    SimError, Time, Weather,
+    Answer, Board, Broken, Check, Expect, LinkReport, Parts, PolicyReport, Report, Request, Sample, Scenario, SimError,
+    Time, Weather,
     link::{self, Ask, Conversation, Pace, Scripted},
     shape,
 };
 use std::{path::Path, time::Duration};
 use thinkey::{
-    plan::{Planner, Workload},
+    plan::{Planner, Size, Workload},
     policy::Calibration,
     weights::Checkpoint,
 };
@@ -73,7 +73,7 @@ fn under_policies(
         Some(Check { policy: report.policy.clone(), what, met: lost == 0 && wrong == 0 })
     });
     let checks = checks.chain(links).collect();
-    Ok(Report { scenario: scenario.name.clone(), budget: Bytes(board.budget()), board, model, policies, checks })
+    Ok(Report { scenario: scenario.name.clone(), budget: Size(board.budget()), board, model, policies, checks })
 }
 
 /// A scenario under one policy.
@@ -116,7 +116,7 @@ impl Script<'_> {
             policy: (*policy).to_owned(),
             planned: if workload.policy == parsed { (*policy).to_owned() } else { workload.policy.to_string() },
             parts,
-            whole: Bytes(whole as u64),
+            whole: Size(whole as u64),
             fits: parts.total.0 <= budget,
             longest: planner.longest_context(&workload, budget as usize),
             answers: Vec::new(),
@@ -211,7 +211,7 @@ impl Script<'_> {
             }
             let budget = self.budget(*clock);
             if report.parts.total.0 > budget {
-                let broken = Broken { at: Time(*clock), needed: report.parts.total, budget: Bytes(budget) };
+                let broken = Broken { at: Time(*clock), needed: report.parts.total, budget: Size(budget) };
                 report.broken.push(broken);
                 break;
             }
@@ -239,7 +239,7 @@ impl Script<'_> {
     ) -> Result<Sample, thinkey::policy::DesignError> {
         let held = if tokens == 0 { 0 } else { self.planner.held(workload, tokens)? as u64 };
         let room = self.budget(at).saturating_sub(parts.total.0 - parts.cache.0);
-        Ok(Sample { at: Time(at), tokens, held: Bytes(held), allocated: parts.cache, room: Bytes(room) })
+        Ok(Sample { at: Time(at), tokens, held: Size(held), allocated: parts.cache, room: Size(room) })
     }
 }
 

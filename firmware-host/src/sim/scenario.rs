@@ -1,14 +1,12 @@
 //! Scenario files.
 
-use super::{
-    SimError, Weather,
-    size::{Bytes, Time},
-};
+use super::{SimError, Time, Weather};
 use serde::Deserialize;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
+use thinkey::plan::Size;
 use thinkey_core::trace::TraceReader;
 
 /// What a scenario file says.
@@ -94,7 +92,7 @@ pub struct Shrink {
     /// When.
     pub at: Time,
     /// How much.
-    pub by: Bytes,
+    pub by: Size,
 }
 
 /// A loss of power: the request under way is asked again once the board is up.
@@ -119,7 +117,7 @@ pub struct Expect {
     pub fits: Option<bool>,
     /// Most bytes of the cache.
     #[serde(default)]
-    pub cache: Option<Bytes>,
+    pub cache: Option<Size>,
     /// Tokens of all answers together, at least.
     #[serde(default)]
     pub tokens: Option<usize>,
@@ -209,7 +207,7 @@ mod tests {
     fn what_a_scenario_says_is_checked() {
         let scenario =
             parse(&format!("{GOOD}[[request]]\nprompt=60\ntokens=40\n[[shrink]]\nat='2s'\nby='1GiB'\n")).unwrap();
-        assert_eq!((scenario.request.len(), scenario.shrink[0].by), (1, Bytes(1 << 30)));
+        assert_eq!((scenario.request.len(), scenario.shrink[0].by), (1, Size(1 << 30)));
         for (text, message) in [
             ("name='a'", "board"),
             (&*GOOD.replace("'full'", ""), "no policy"),

@@ -18,7 +18,6 @@ mod options;
 mod plan;
 mod progress;
 mod pull;
-mod size;
 mod stats;
 
 use clap::{Parser, Subcommand};

@@ -1,6 +1,6 @@
 //! What generate and chat have in common: options of the model, of its cache and of sampling.
 
-use super::{CliError, budget::LambdaChoice, progress, pull::pull, size::Size};
+use super::{CliError, budget::LambdaChoice, progress, pull::pull};
 use clap::{
     Parser,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -12,7 +12,7 @@ use thinkey::{
         ModelConfig,
         transformer::{RECENT, WINDOW},
     },
-    plan::Workload,
+    plan::{Size, Workload},
     policy::{self, CacheDesign},
     sample::{Sampler, Sampling},
     store::{self, DEFAULT},
@@ -257,7 +257,7 @@ impl CacheOptions {
 
     /// Most bytes that may be taken.
     pub fn max_memory(&self) -> Option<usize> {
-        self.max_memory.map(|Size(bytes)| bytes)
+        self.max_memory.map(|Size(bytes)| bytes as usize)
     }
 
     /// W.

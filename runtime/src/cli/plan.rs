@@ -6,7 +6,6 @@ use super::{
     inspect::lambda,
     memory::available_bytes,
     options::{PolicyOptions, threads},
-    size::Size,
 };
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -17,7 +16,7 @@ use std::{
 use thinkey::{
     engine::Device,
     model::transformer::{RECENT, WINDOW},
-    plan::{MemoryPlan, Planner, Workload},
+    plan::{MemoryPlan, Planner, Size, Workload},
     policy::Calibration,
     store::{DEFAULT, Store},
     weights::Checkpoint,
@@ -83,7 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         threads: threads(arguments.threads),
     };
     let planner = Planner::new(&checkpoint, calibration.as_ref()).on(arguments.device);
-    let free = arguments.memory.map(|Size(bytes)| bytes).or_else(|| available_bytes(arguments.device));
+    let free = arguments.memory.map(|Size(bytes)| bytes as usize).or_else(|| available_bytes(arguments.device));
     let free = free.unwrap_or(usize::MAX);
     let (policy, settled) = planner.settle(&workload, free)?;
     if let Some((lambda, reason)) = settled {
@@ -161,7 +160,7 @@ fn sum(parts: &[(&'static str, usize)]) -> usize {
 impl Report {
     fn new(planner: &Planner<'_>, workload: Workload, memory: Option<Size>) -> Result<Self, CliError> {
         let all = Workload { policy: workload.policy.with_lambda(Lambda::WHOLE)?, ..workload };
-        let fit = |Size(budget)| Fit {
+        let fit = |budget| Fit {
             budget,
             context: [&workload, &all].map(|workload| planner.longest_context(workload, budget)),
             batch: [&workload, &all].map(|workload| planner.largest_batch(workload, budget)),
@@ -169,7 +168,13 @@ impl Report {
         };
         let plan = planner.design(workload.policy)?.plan(workload.slots, workload.context, workload.recent);
         let (thin, whole) = (planner.plan(&workload)?, planner.plan(&all)?);
-        Ok(Self { workload, thin, whole, whole_cache: plan.whole_bytes(), fit: memory.map(fit) })
+        Ok(Self {
+            workload,
+            thin,
+            whole,
+            whole_cache: plan.whole_bytes(),
+            fit: memory.map(|Size(bytes)| fit(bytes as usize)),
+        })
     }
 
     fn json(&self, checkpoint: &Checkpoint) -> Value {

@@ -34,7 +34,9 @@ mod device;
 mod fit;
 mod memory;
 mod shape;
+mod size;
 mod traffic;
 
 pub use memory::{MemoryPlan, Planner, WeightBytes, Workload};
 pub use shape::{ModelShape, ShapeError};
+pub use size::{Size, SizeError};

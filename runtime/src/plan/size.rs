@@ -1,6 +1,8 @@
-//! Sizes on the command line: `2GiB`, `1.5 GB`, `300000000`.
+//! Sizes as people write them: `2GiB`, `1.5 GB`, `300000000`.
 
-use std::str::FromStr;
+use indicatif::HumanBytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use std::{fmt, str::FromStr};
 
 /// Why a text is no size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,9 +15,16 @@ pub enum SizeError {
     Range(String),
 }
 
-/// Bytes, as the command line gives them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub usize);
+/// Bytes, as command lines and files give them: written in a unit, serialised as a number.
+///
+/// ```
+/// use thinkey::plan::Size;
+/// assert_eq!("1.5GiB".parse(), Ok(Size(3 << 29)));
+/// assert!("0".parse::<Size>().is_err(), "a limit of nothing is a slip");
+/// assert_eq!(Size(3 << 29).to_string(), "1.50 GiB");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
 
 /// Powers of 1000 are those of the SI, powers of 1024 have an i; case does not matter.
 const UNITS: [(&str, u64); 8] = [
@@ -43,10 +52,30 @@ impl FromStr for Size {
             // Saturates where it is too large.
             Err(_) => (number.parse::<f64>().map_err(|_| malformed())? * factor as f64) as u64,
         };
-        match usize::try_from(bytes) {
-            Ok(bytes) if bytes > 0 && bytes <= isize::MAX as usize => Ok(Self(bytes)),
-            _ => Err(SizeError::Range(text.to_owned())),
+        // So that it is a length in memory, too.
+        if bytes > 0 && usize::try_from(bytes).is_ok_and(|bytes| bytes <= isize::MAX as usize) {
+            Ok(Self(bytes))
+        } else {
+            Err(SizeError::Range(text.to_owned()))
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        HumanBytes(self.0).fmt(f)
     }
 }
 
