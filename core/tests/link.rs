@@ -547,8 +547,33 @@ fn a_slow_reader_stops_the_engine() {
 #[test]
 fn a_log_goes_where_there_is_room_and_is_counted_where_there_is_none() {
     let mut world = World::new(QUIET, 3);
-    world.device.log(&[1; 1500]);
-    let heard = hear(&mut world, 20);
-    let sizes: Vec<usize> = heard.iter().filter_map(|event| event.strip_prefix("log ")?.parse().ok()).collect();
-    assert_eq!((sizes.iter().sum::<usize>(), sizes[0]), (1024, MAX_CHUNK));
+    // Frames of 300 bytes: three fit, and none is cut.
+    (1..=5).for_each(|frame| world.device.log(&[frame; 300]));
+    assert_eq!(world.device.log_room(), 1024 - 900);
+    let (mut log, mut lost) = (Vec::new(), None);
+    for _ in 0..40 {
+        world.now += 1;
+        let mut memory = [0; 4096];
+        let len = world.client.transmit(world.now, &mut memory);
+        world.device.receive(world.now, &memory[..len]);
+        while world.device.poll(world.now) {}
+        let len = world.device.transmit(world.now, &mut memory);
+        let mut connected = false;
+        world.client.receive(world.now, &memory[..len], &mut |event| {
+            match event {
+                Event::Message(ToHost::Log { bytes }) => {
+                    assert!(bytes.len() <= MAX_CHUNK);
+                    log.extend_from_slice(bytes);
+                }
+                Event::Message(ToHost::Health(health)) => lost = Some(health.lost_log),
+                event => connected |= matches!(event, Event::Connected(_)),
+            }
+            true
+        });
+        if connected {
+            world.client.health().unwrap();
+        }
+    }
+    assert_eq!(log, [[1; 300], [2; 300], [3; 300]].concat());
+    assert_eq!((lost, world.device.log_room()), (Some(600), 1024));
 }

@@ -8,9 +8,10 @@ use std::{
     sync::{Mutex, PoisonError},
     time::Instant,
 };
+use thinkey_core::link::device::LOG;
 
-/// Most bytes that wait; records that come when there is no room are dropped whole.
-pub const ROOM: usize = 16 * 1024;
+/// Most bytes that wait; records that come when there is no room, or would not fit the [loop](LOG), are dropped whole.
+pub const ROOM: usize = 64 * 1024;
 
 static WHOLE: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
@@ -19,10 +20,13 @@ thread_local! {
     static FRAME: RefCell<(defmt::Encoder, Vec<u8>)> = const { RefCell::new((defmt::Encoder::new(), Vec::new())) };
 }
 
-/// The frames since this was last called.
+/// The oldest frames that wait, as many as fit `most` bytes.
 #[must_use]
-pub fn take() -> Vec<u8> {
-    std::mem::take(&mut WHOLE.lock().unwrap_or_else(PoisonError::into_inner))
+pub fn take(most: usize) -> Vec<u8> {
+    let mut whole = WHOLE.lock().unwrap_or_else(PoisonError::into_inner);
+    // A zero byte ends each.
+    let end = whole[..most.min(whole.len())].iter().rposition(|&byte| byte == 0).map_or(0, |last| last + 1);
+    whole.drain(..end).collect()
 }
 
 #[defmt::global_logger]
@@ -45,7 +49,7 @@ unsafe impl defmt::Logger for Logger {
         FRAME.with_borrow_mut(|(encoder, frame)| {
             encoder.end_frame(|bytes| frame.extend_from_slice(bytes));
             let mut whole = WHOLE.lock().unwrap_or_else(PoisonError::into_inner);
-            if whole.len() + frame.len() <= ROOM {
+            if frame.len() <= LOG && whole.len() + frame.len() <= ROOM {
                 whole.append(frame);
             }
         });

@@ -26,11 +26,13 @@ impl Clock {
 /// The longest that a loop waits, so that deadlines are kept.
 pub const TICK: Duration = Duration::from_millis(20);
 
-/// Serves `port` until it is closed. `log` gives what was logged since it was last called, for the host.
-pub fn serve<E: Engine>(device: &mut Device<E>, port: &mut Port, clock: Clock, log: &mut dyn FnMut() -> Vec<u8>) {
+/// Serves `port` until it is closed. `log` gives, for the host, what was logged since it was last called and fits so many
+/// bytes; the rest it keeps.
+pub fn serve<E: Engine>(device: &mut Device<E>, port: &mut Port, clock: Clock, log: &mut dyn FnMut(usize) -> Vec<u8>) {
     device.reconnect();
     loop {
-        device.log(&log());
+        let logged = log(device.log_room());
+        device.log(&logged);
         let worked = device.poll(clock.now());
         port.write(|out| device.transmit(clock.now(), out));
         let mut input = if worked { port.try_next() } else { port.next(TICK) };

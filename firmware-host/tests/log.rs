@@ -348,7 +348,7 @@ fn a_log_comes_over_a_link() {
             // In pieces that are no frames, the first before anybody is there.
             let mut rest = &run().frames[..];
             device.log(rest.split_off(..7).unwrap());
-            let mut next = || rest.split_off(..rest.len().min(9)).unwrap().to_vec();
+            let mut next = |most: usize| rest.split_off(..rest.len().min(9).min(most)).unwrap().to_vec();
             serve(&mut device, &mut Port::tcp(stream.unwrap()).unwrap(), clock, &mut next);
         }
     });

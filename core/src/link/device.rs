@@ -143,13 +143,22 @@ impl<E: Engine> Device<E> {
         self.link.reconnect();
     }
 
-    /// Bytes of the device's log, which go to the host when there is room, or are dropped and counted.
+    /// Bytes of the device's log, which go to the host when there is room: all of them, or, where there is
+    /// [none](Self::log_room), none and they are counted. So whoever gives one frame a call has no frame cut.
     pub fn log(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            if self.log.push_back(byte).is_err() {
-                self.lost_log = self.lost_log.wrapping_add(1);
-            }
+        if bytes.len() > self.log_room() {
+            self.lost_log = self.lost_log.wrapping_add(bytes.len() as u32);
+            return;
         }
+        for &byte in bytes {
+            // There is room.
+            let _ = self.log.push_back(byte);
+        }
+    }
+
+    /// Bytes of log that there is room for.
+    pub fn log_room(&self) -> usize {
+        LOG - self.log.len()
     }
 
     /// Takes what came off the line.

@@ -74,15 +74,19 @@ struct Line {
     stdio: bool,
 }
 
-/// Speed of a serial device.
+/// Speed of a serial device where nobody says: what [`Timing::default`] is made for.
 pub const BAUD: u32 = 115_200;
 
-/// What this program has logged in defmt frames: nothing, unless it is built with the feature `defmt`.
-fn logged() -> Vec<u8> {
+/// What this program has logged in defmt frames, as far as it fits so many bytes: nothing, unless it is built with the feature
+/// `defmt`.
+fn logged(most: usize) -> Vec<u8> {
     #[cfg(feature = "defmt")]
-    return thinkey_firmware_host::logger::take();
+    return thinkey_firmware_host::logger::take(most);
     #[cfg(not(feature = "defmt"))]
-    Vec::new()
+    {
+        let _ = most;
+        Vec::new()
+    }
 }
 
 /// Runs the command.
