@@ -330,6 +330,7 @@ impl<'a> Snapshot<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::vec::Vec;
 
     fn header() -> SnapshotHeader {
@@ -416,5 +417,31 @@ mod tests {
         };
         assert!(header.encode(&mut [0; MAX_HEADER]).is_ok());
         assert!(header.progress.check(4, 32, true).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let _ = Snapshot::open(&bytes);
+            // One that was true, with checks that fit: what it says is what it has.
+            let mut forged = snapshot();
+            forged.truncate(forged.len() - 4);
+            for (at, to) in changes {
+                let at = at.index(forged.len());
+                forged[at] = to;
+            }
+            let sum = check([&forged[..]]);
+            forged.extend(sum);
+            if let Ok(snapshot) = Snapshot::open(&forged) {
+                let header = snapshot.header();
+                prop_assert_eq!(snapshot.tokens().len(), header.tokens as usize);
+                prop_assert_eq!(snapshot.kept().len(), usize::from(header.layers) * usize::from(header.heads));
+                prop_assert_eq!(snapshot.heads().len() as u64, header.bytes);
+                let _ = header.progress.check(header.layout.sinks.into(), header.layout.recent.into(), false);
+            }
+        }
     }
 }

@@ -549,6 +549,34 @@ mod tests {
         );
     }
 
+    /// One fault, at each place where there can be one.
+    #[test]
+    fn a_line_may_be_cut_at_any_byte_and_power_at_any_step() {
+        let ask = [Ask { at: 0, prompt: b"What is that noise?".to_vec(), tokens: 12, cancel: None }];
+        let run = |weather: Weather| {
+            // Nothing heals before it is over.
+            let weather = Weather { until: 60_000, ..weather };
+            let told = converse(&ask, &mut || Scripted::new("scripted", CONTEXT, None, Steady), &weather, 3, 60_000);
+            check(&ask, &told, 3);
+            told
+        };
+        let calm = run(Weather::default());
+        assert_eq!((calm.restarts, calm.resent), (0, 0));
+        let cut = |byte| Faults { cuts: vec![byte], down: 50, ..Faults::default() };
+        let mut resent = [0, 0];
+        for byte in 1..=500 {
+            resent[0] += run(Weather { to_device: cut(byte), ..Weather::default() }).resent;
+            resent[1] += run(Weather { to_host: cut(byte), ..Weather::default() }).resent;
+        }
+        assert!(resent[0] > 50 && resent[1] > 200, "{resent:?}");
+        let steps = (2..calm.over.unwrap()).step_by(TICK as usize);
+        let restarts = steps.clone().filter(|&at| {
+            let told = run(Weather { power: vec![at], off: 50, ..Weather::default() });
+            told.heard[0].asked == 2
+        });
+        assert!(restarts.count() + 5 > steps.count(), "but for those before it was asked and after all was said");
+    }
+
     #[test]
     fn the_same_seed_goes_the_same_way() {
         let run = || {
