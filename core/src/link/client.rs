@@ -2,6 +2,51 @@
 //!
 //! A [`Client`] says hello until the device answers, says it again where it waits and hears nothing, and hands on what the
 //! device says. It keeps no prompt and no snapshot: those are given to it piece by piece, as it has room.
+//!
+//! A microcontroller's loop, in which one question is asked:
+//!
+//! ```
+//! use thinkey_core::link::{Client, client::Event, message::{Start, ToHost}, reliable::Timing};
+//!
+//! # struct Line; impl Line { fn read(&mut self) -> Option<u8> { None } fn write(&mut self, _: &[u8]) {} }
+//! # fn milliseconds() -> u64 { 0 }
+//! # let mut line = Line;
+//! let question = b"Is anybody at the door?";
+//! let mut client = Client::new(0x1234_5678, Timing::default());       // drawn at random, so that no other has it
+//! let (mut connected, mut accepted, mut over) = (false, false, false);
+//! let (mut request, mut sent) = (None, 0);
+//! loop {
+//!     let now = milliseconds();
+//!     while let Some(byte) = line.read() {
+//!         client.receive(now, &[byte], &mut |event| {
+//!             match event {
+//!                 Event::Connected(_) => connected = true,
+//!                 Event::Message(ToHost::Accepted { .. }) => accepted = true,
+//!                 Event::Message(ToHost::Token { text: _, .. }) => { /* speak it */ }
+//!                 // Restarted: the device was switched off. Ask again.
+//!                 Event::Message(ToHost::Ended { .. } | ToHost::Failed { .. }) | Event::Restarted => over = true,
+//!                 _ => {}
+//!             }
+//!             true                                                     // false leaves a message on the line for later
+//!         });
+//!     }
+//!     match request {
+//!         None if connected => {
+//!             let start = Start { prompt_bytes: question.len() as u32, max_tokens: 64, ..Start::default() };
+//!             request = client.start(&start).ok();
+//!         }
+//!         Some(number) if accepted && sent < question.len() => sent += client.prompt(number, &question[sent..]),
+//!         _ => {}
+//!     }
+//!     let mut out = [0; 64];
+//!     let len = client.transmit(now, &mut out);
+//!     line.write(&out[..len]);
+//!     if over {
+//!         break;
+//!     }
+//! #   break;
+//! }
+//! ```
 
 use super::{
     VERSION,

@@ -114,8 +114,8 @@ pub enum Form {
     Raw,
 }
 
-/// What a completion is made of; its prompt follows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// What a completion is made of; its prompt follows. By default an empty one, no token, and the device's own policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Start<'a> {
     /// Bytes of the prompt.
