@@ -1,4 +1,6 @@
-//! A thinkey device on a host, and the host's side of one.
+#![doc = include_str!("../README.md")]
+//!
+//! # Modules
 //!
 //! | module | what |
 //! |---|---|
@@ -10,9 +12,9 @@
 //! | [`sim`] | boards that are not there: memory, time and what goes wrong, by scenario files |
 //! | [`trace`] | records what a model's heads are given, and replays it through `thinkey-core` alone |
 //!
-//! The host's client is [`thinkey_core::link::Client`], which does no input and output.
-//!
 //! # Features
+//!
+//! `cuda` has `run --device cuda`, as in `thinkey`.
 //!
 //! `defmt` makes the program that runs as a device log through defmt, as `thinkey-core` does on a microcontroller; the frames
 //! go to the host over the link. Off by default: with it on, every binary of the build needs the logger and the linker script

@@ -49,6 +49,20 @@ fn every_shipped_scenario_comes_out_as_it_says_and_twice_the_same() {
 }
 
 #[test]
+fn the_scenario_of_the_readme_comes_out_as_it_says() {
+    let readme = include_str!("../README.md");
+    let text = readme.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("readme.toml");
+    fs::write(&path, text).unwrap();
+    let output = run(&[&path]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    // And what it shows of a shipped one is what that shows.
+    let shown = String::from_utf8(run(&[&scenario("orin-nano-8gb-long-prompt.toml")]).stdout).unwrap();
+    assert!(readme.contains(shown.trim_end()), "{shown}");
+}
+
+#[test]
 fn what_is_not_met_fails_the_command() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mine.toml");

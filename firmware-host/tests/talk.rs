@@ -117,6 +117,13 @@ fn the_answer_over_tcp_and_a_pseudo_terminal_is_that_of_generate() {
     let parts = report["cache_bytes"]["parts"].as_object().unwrap();
     let sum: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!(report["cache_bytes"]["total"], sum);
+    let lines = talk(&["--connect", &tcp.line], &[PROMPT, "--max-tokens", "3", "--stats"]);
+    assert!(lines.contains(" blocks thinned, λ = 0.4: whole ") && lines.contains("prefix keys "), "{lines}");
+    let health = talk(&["--connect", &tcp.line], &["--health"]);
+    assert!(
+        health.starts_with("idle, up for ") && health.contains(" 4 requests ended, 0 waiting; 0 frames "),
+        "{health}"
+    );
 }
 
 #[test]

@@ -397,9 +397,16 @@ fn report(answer: &str, ending: &Ending, stats: &Stats) -> Value {
 
 fn lines(ending: &Ending, stats: &Stats) -> String {
     let seconds = |us: u64| us as f64 / 1e6;
+    // By the names that JSON has.
+    let parts = match json!(stats.bytes) {
+        Value::Object(parts) => parts.into_iter().filter(|(_, bytes)| *bytes != 0).collect(),
+        _ => Vec::new(),
+    };
+    let parts: Vec<String> = parts.iter().map(|(name, bytes)| format!("{} {bytes}", name.replace('_', " "))).collect();
+    let lambda = stats.lambda.map_or_else(String::new, |lambda| format!(", λ = {}", f64::from(lambda) / 1000.0));
     format!(
-        "{} prompt tokens in {:.3} s, {} new in {:.3} s\ncache for {} tokens, {} used, {} blocks thinned: whole {} bytes, \
-         planned {}",
+        "{} prompt tokens in {:.3} s, {} new in {:.3} s\ncache for {} tokens, {} used, {} blocks thinned{lambda}: whole {} bytes, \
+         planned {} ({})",
         ending.prompt_tokens,
         seconds(ending.prefill_us),
         ending.new_tokens,
@@ -409,5 +416,6 @@ fn lines(ending: &Ending, stats: &Stats) -> String {
         stats.flushes,
         stats.whole_bytes,
         stats.bytes.total(),
+        parts.join(", "),
     )
 }
