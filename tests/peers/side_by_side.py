@@ -11,11 +11,13 @@ A B A B, so that a disturbance of the machine meets all. Ratios are of medians o
 q8_0 and q4_0 caches, f16 with and without flash attention (quantised values need it): at each point the fastest of its
 settings is what counts (the two that were fastest in a first round are measured in all the others). transformers computes in float32 with its scaled-dot-product attention and its dynamic cache.
 Prompts are tokens of no meaning. A measurement during which another program took over a twentieth of a processor is thrown
-away and made again; a machine that never gets idle is refused without --busy.
+away and made again; a machine that never gets idle is refused without --busy. Stopped early (Ctrl-C, SIGTERM), it shows what
+it has by then.
 """
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -58,7 +60,7 @@ class Measurer:
     """Takes measurements, and takes them again where the machine was disturbed."""
 
     def __init__(self, busy):
-        self.busy, self.disturbed = busy, 0
+        self.busy, self.disturbed, self.stopped = busy, 0, None
 
     def __call__(self, what, measure):
         print(f"\r{what:70.70}", end="", file=sys.stderr, flush=True)
@@ -103,28 +105,38 @@ def measure(args, model, weights, take):
     points = [("prefill", size) for size in args.prefill]
     points += [("decode", depth) for depth in args.depth if not weights or depth == 0]
     speeds, scouted = {}, {}
-    for round_ in range(-1, args.rounds):
-        for kind, size in points:
-            for name, settings in [("thinkey", ours), *peers.items()]:
-                if name == "thinkey":
-                    if round_ < 0:
-                        continue  # Its processes warm up by themselves.
-                    # The kind of cache hardly matters to prefill and at depth 0: one is enough there.
-                    candidates = list(settings)[: 1 if kind == "prefill" or size == 0 else None]
+
+    def point(round_, kind, size):
+        for name, settings in [("thinkey", ours), *peers.items()]:
+            if name == "thinkey":
+                if round_ < 0:
+                    continue  # Its processes warm up by themselves.
+                # The kind of cache hardly matters to prefill and at depth 0: one is enough there.
+                candidates = list(settings)[: 1 if kind == "prefill" or size == 0 else None]
+            else:
+                # Once with every setting for nothing: files are read, memory is touched, caches are filled. The two that
+                # were fastest then go on.
+                scout = scouted.setdefault((kind, size, name), {})
+                candidates = sorted(settings, key=lambda setting: -scout.get(setting, 0))[: 2 if round_ >= 0 else None]
+            for setting in candidates:
+                what = f"round {round_ + 1} of {args.rounds}: {kind} {size}, {name} {setting} {weights}"
+                speed = take(what, lambda: getattr(settings[setting], kind)(size))
+                if round_ < 0:
+                    scout[setting] = speed
                 else:
-                    # Once with every setting for nothing: files are read, memory is touched, caches are filled. The two that
-                    # were fastest then go on.
-                    scout = scouted.setdefault((kind, size, name), {})
-                    candidates = sorted(settings, key=lambda setting: -scout.get(setting, 0))[: 2 if round_ >= 0 else None]
-                for setting in candidates:
-                    what = f"round {round_ + 1} of {args.rounds}: {kind} {size}, {name} {setting} {weights}"
-                    speed = take(what, lambda: getattr(settings[setting], kind)(size))
-                    if round_ < 0:
-                        scout[setting] = speed
-                    else:
-                        speeds.setdefault((kind, size), {}).setdefault(name, {}).setdefault(setting, []).append(speed)
+                    speeds.setdefault((kind, size), {}).setdefault(name, {}).setdefault(setting, []).append(speed)
+
+    try:
+        for round_ in range(-1, args.rounds):
+            for kind, size in points:
+                point(round_, kind, size)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Hours of rounds are not lost with the last one.
+        take.stopped = str(stop) or "stopped"
     rows = []
     for (kind, size), by_name in speeds.items():
+        if any(peer not in by_name for peer in peers):
+            continue
         for setting, values in by_name["thinkey"].items():
             row = {"weights": weights or "as given", "what": kind, "tokens": size, "cache": setting}
             row["thinkey"] = statistics.median(values)
@@ -173,6 +185,7 @@ def show(args, rows, memory):
 
 def main():
     args = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not args.busy and not machine.wait_until_idle(30):
         sys.exit("the machine is busy: the numbers would mean nothing; --busy measures all the same")
     model = args.model
@@ -187,23 +200,27 @@ def main():
 
         with tempfile.TemporaryDirectory() as folder:
             for kind in filter(None, args.weights.split(",")):
+                if take.stopped:
+                    break
                 target = Path(folder) / f"{model.stem}.{kind}.gguf"
                 llama_cpp_peer.requantise(model, target, kind)
                 rows += measure(args, target, kind, take)
-        if not args.no_memory:
+        if not args.no_memory and not take.stopped:
             depth = max(args.depth)
             ours = Thinkey(args.binary, model, args.threads, args.tokens, "f16", args.lambda_).memory(depth)
             theirs = min(llama_cpp_peer.memory(model, args.threads, "f16", flash, depth) for flash in (False, True))
             memory.append({"depth": depth, "thinkey": ours, "llama.cpp": theirs})
     print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     if args.json:
-        report = {"processor": machine.processor(), "threads": args.threads, "disturbed": take.disturbed}
+        report = {"processor": machine.processor(), "threads": args.threads, "disturbed": take.disturbed, "stopped": take.stopped}
         json.dump({**report, "rows": rows, "memory": memory}, sys.stdout, indent=2)
         print()
     else:
         show(args, rows, memory)
         if take.disturbed:
             print(f"\n{take.disturbed} disturbed measurements were made again.")
+    if take.stopped:
+        sys.exit(f"not all was measured: {take.stopped.strip()}")
 
 
 if __name__ == "__main__":
