@@ -16,11 +16,13 @@
 //! when every block did it by itself; so four are done together. With AVX2 alone (an AMD EPYC without AVX-512), a block of
 //! three query heads then takes 0.42 µs in int8, 0.40 in int4 and 0.38 in int2, where f16 takes 0.60.
 //!
-//! On two cores of an Intel Xeon with AVX-512 and VNNI that reads at 28 GB/s, at depth 8,000, λ = 0.5: attention takes 10.7 of
-//! 20.5 ms in f16, 8.2 of 17.7 in int8 and 6.0 of 14.8 in int4, for 146, 86 and 52 MB. Instructions bound all three: f16 reaches
-//! half of the bandwidth and int4 a third. What is no attention, weights of 89 MB, takes 9.4 ms, in integer products as well. So
-//! 4.0 times llama.cpp's best (20.5 tokens a second there) with int8 would leave 2.8 ms for attention, more than that memory
-//! gives: it takes faster linear layers first. The whole step in its bytes alone would be 6.2 ms.
+//! On two cores of an Intel Xeon with AVX-512 and VNNI that reads at 20 to 28 GB/s, shared with other machines (a loop of
+//! additions runs at anything from 1.4 to 2.7 GHz there, so that only what runs in turns compares): linear layers were bound by
+//! latency. A thread read Q4_1 at 6.4 to 7.5 GB/s by what the processor fetches by itself, at 11 to 13 asked for two pages
+//! ahead, and then needs 65 cycles for 576 weights where memory gives them: 1.14 to 2.1 times the speed of a step at depth 0, in
+//! four turns. At depth 8,000, λ = 0.5, attention now takes 58% of a step in f16, 54% in int8 and 51% in int4, for 139, 79 and 45
+//! MB: 63, 33 to 40 and 25% of the bandwidth. Instructions bound int8 and int4, so that int8 comes to 3.3 and not to 4.0 times
+//! llama.cpp's best (17.3 tokens a second in that run), which would leave attention two thirds of the time that it takes.
 //!
 //! Peak memory: a step reads all weights and the whole thin cache, which are 228 MiB at 8,000 tokens in f16, 0.72 of what
 //! llama.cpp takes; so at λ = 0.5 and equal storage the process cannot come to 0.7 of it, and comes to 0.75.
