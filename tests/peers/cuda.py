@@ -1,20 +1,23 @@
 #!/usr/bin/env python3
 """What a CUDA device allows, and what PyTorch, llama.cpp and thinkey make of it.
 
+    export CUDARC_CUDA_VERSION=12060       # the toolkit's version, where nvcc is not on the path
     cargo build --release --features cuda
-    pip install torch
+    pip install torch                      # 2.5 or newer; on a Jetson the build for its JetPack
     CMAKE_ARGS=-DGGML_CUDA=on pip install llama-cpp-python
-    python tests/peers/cuda.py --model MODEL.gguf [--peers torch,llama.cpp] [--depth 4096,16384,65536] [--json]
+    python tests/peers/cuda.py [--model MODEL.gguf] [--peers torch,llama.cpp] [--depth 4096,16384,65536] [--json]
 
-Without a model, only the device's copy bandwidth and PyTorch's decode attention are measured: D = 128, 8 KV heads of 4 query
-heads, f16, with the fastest of its kernels for scaled-dot-product attention. With one, `thinkey bench --device cuda` and
-llama.cpp decode it at the same depths. Everything is the median of several runs.
+Without a model, only decode attention is measured, beside the device's copy bandwidth: D = 128, 8 KV heads of 4 query heads,
+in PyTorch in f16 with the fastest of its kernels for scaled-dot-product attention, in thinkey by `cargo bench --bench device`
+with half of the channels. With a model, `thinkey bench --device cuda` and llama.cpp decode it at those of the depths that its
+context holds. PyTorch's and llama.cpp's numbers are medians of several runs, and thinkey's tokens a second too.
 
-This has not been run where it was written: there was no device.
+This is ready to run and has not run on a GPU: there was none where it was written.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -33,6 +36,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/thinkey")
     parser.add_argument("--model", type=Path, help="a GGUF file")
+    parser.add_argument("--kernels", type=Path, help="the benchmark `device`, built elsewhere, for a board without cargo")
     parser.add_argument("--peers", default="torch,llama.cpp")
     parser.add_argument("--batch", type=numbers, default=[1, 8, 32])
     parser.add_argument("--depth", type=numbers, default=[4096, 16384, 65536])
@@ -68,6 +72,7 @@ def torch_attention(options):
     seconds = timed(torch, options.rounds, lambda: target.copy_(source))
     bandwidth = 2 * source.numel() / seconds
     del source, target
+    torch.cuda.empty_cache()
     rows = []
     for batch in options.batch:
         for depth in options.depth:
@@ -78,29 +83,65 @@ def torch_attention(options):
                 torch.randn(batch, KV_HEADS, depth, HEAD_DIM, dtype=torch.float16, device="cuda") for _ in range(2)
             )
             queries = torch.randn(batch, KV_HEADS * GROUP, 1, HEAD_DIM, dtype=torch.float16, device="cuda")
+            # Query heads of a KV head as so many queries of it: the same numbers, and keys and values are read once.
+            grouped = queries.view(batch, KV_HEADS, GROUP, HEAD_DIM)
             row = {"batch": batch, "depth": depth, "bytes": size, "seconds": {}}
             kernels = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
             for kernel in kernels:
-                def call():
-                    with sdpa_kernel(kernel):
-                        scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+                for way, query, gqa in (("", queries, {"enable_gqa": True}), (", grouped", grouped, {})):
+                    name = kernel.name.lower() + way
 
-                try:
-                    row["seconds"][kernel.name.lower()] = timed(torch, options.rounds, call)
-                except RuntimeError as error:
-                    print(f"{kernel.name} cannot do it: {str(error).splitlines()[0]}", file=sys.stderr)
-            rows.append(row)
+                    def call():
+                        with sdpa_kernel(kernel):
+                            scaled_dot_product_attention(query, keys, values, **gqa)
+
+                    try:
+                        row["seconds"][name] = timed(torch, options.rounds, call)
+                    except RuntimeError as error:
+                        print(f"{name} cannot do it: {str(error).splitlines()[0]}", file=sys.stderr)
+            if row["seconds"]:
+                rows.append(row)
+            # What PyTorch keeps for itself the others would lack.
+            del keys, values, queries, grouped
+            torch.cuda.empty_cache()
     return {"device": torch.cuda.get_device_name(), "copy_bytes_per_second": bandwidth, "attention": rows}
+
+
+def run(command):
+    """What a command prints; what it complains of goes where this program's complaints go."""
+    return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+
+
+def thinkey_attention(options):
+    """What thinkey's kernels take: for each storage, batch and depth the seconds, the bytes and the share of the bandwidth."""
+    line = re.compile(r"(\w+) +batch +(\d+) tokens +(\d+): +([\d.]+) µs, +([\d.]+) MB, +(\d+)%")
+    cargo = ["cargo", "bench", "--quiet", "-p", "thinkey-kernels", "--features", "cuda", "--bench", "device"]
+    text = run([options.kernels.resolve()] if options.kernels else cargo)
+    rows = [
+        {
+            "storage": storage, "batch": int(batch), "depth": int(depth), "seconds": float(us) / 1e6,
+            "bytes": float(megabytes) * 1e6, "share": int(share) / 100,
+        }
+        for storage, batch, depth, us, megabytes, share in line.findall(text)
+    ]
+    if not rows:
+        sys.exit(f"thinkey's kernels were not measured: {text.strip()}")
+    return {"attention": rows, "text": text}
 
 
 def thinkey(options, depth):
     """Tokens a second with each policy."""
-    command = [options.binary, "bench", options.model, "--device", "cuda", "--json", "--no-prefill", "--depth", depth]
+    command = [options.binary.resolve(), "bench", options.model.resolve(), "--device", "cuda", "--json", "--no-prefill"]
+    command += ["--depth", depth]
     for policy in options.policies.split(";"):
         command += ["--policy", policy]
-    out = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
-    series = json.loads(out.stdout)["series"]
+    series = json.loads(run(command))["series"]
     return {policy: one["decode"][0]["speed"]["median"] for policy, one in zip(options.policies.split(";"), series)}
+
+
+def context(options):
+    """The most tokens that the model takes."""
+    return json.loads(run([options.binary.resolve(), "inspect", options.model.resolve(), "--json"]))["context"]
 
 
 def llama_cpp(options, depth):
@@ -126,9 +167,15 @@ def main():
     peers, report = options.peers.split(","), {}
     if "torch" in peers:
         report["torch"] = torch_attention(options)
+    report["thinkey"] = thinkey_attention(options)
     if options.model:
         report["decode"] = []
+        # 5 times 16 tokens are decoded.
+        most = context(options) - 80
         for depth in options.depth:
+            if depth > most:
+                print(f"depth {depth} is left out: the model takes {most + 80} tokens", file=sys.stderr)
+                continue
             row = {"depth": depth, "thinkey": thinkey(options, depth)}
             if "llama.cpp" in peers:
                 row["llama.cpp"] = llama_cpp(options, depth)
@@ -143,6 +190,13 @@ def main():
             name, best = min(row["seconds"].items(), key=lambda item: item[1])
             share = row["bytes"] / best / bandwidth
             print(f"  batch {row['batch']:3} depth {row['depth']:6}: {best * 1e6:9.1f} µs ({name}), {share:.0%} of it")
+            for ours in report["thinkey"]["attention"]:
+                if (ours["batch"], ours["depth"]) == (row["batch"], row["depth"]):
+                    print(
+                        f"    thinkey {ours['storage']:5} {ours['seconds'] * 1e6:9.1f} µs: {best / ours['seconds']:.2f} times as fast, "
+                        f"for {row['bytes'] / ours['bytes']:.2f} times fewer bytes"
+                    )
+    print(report["thinkey"]["text"], end="")
     for row in report.get("decode", []):
         speeds = {**row["thinkey"], **({"llama.cpp": row["llama.cpp"]} if "llama.cpp" in row else {})}
         print(f"depth {row['depth']:6}: " + ", ".join(f"{name} {speed:.1f} tok/s" for name, speed in speeds.items()))
