@@ -7,11 +7,13 @@
 //! Devices are counted as the driver does; the first one is used.
 
 mod allocator;
+mod bandwidth;
 mod headers;
 mod memory;
 mod survey;
 
 pub use allocator::{ALLOCATOR, allocate_synchronously};
+pub use bandwidth::copy_bandwidth;
 pub use headers::Headers;
 pub use memory::{Memory, memory};
 pub use survey::{Gpu, Survey, compiles, survey};

@@ -71,7 +71,7 @@ pub struct Arguments {
     device: Device,
     #[command(flatten)]
     processor: ProcessorOptions,
-    /// Show where the time goes
+    /// Show where the time goes; on CUDA, the time of asking for it
     #[arg(long)]
     profile: bool,
     /// Print JSON
@@ -143,9 +143,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     // Before the bandwidth's buffer.
     let peak = peak_bytes();
     bar.set_message("memory bandwidth");
-    let pool = Pool::new(threads).map_err(thinkey::model::ModelError::from)?;
     let level = engine::level().map_err(thinkey::model::ModelError::from)?;
-    let bandwidth = read_bandwidth(&pool, level, BUFFER, 5);
+    let (memory, bandwidth) = bandwidth(arguments.device, threads)?;
     bar.finish_and_clear();
 
     let mut out = std::io::stdout().lock();
@@ -159,19 +158,30 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         writeln!(out)?;
         return Ok(());
     }
-    writeln!(
-        out,
-        "{} on {threads} threads of {} ({}), {activations} activations, median of {} (least to most)",
-        engine.config().name.as_deref().unwrap_or("model"),
-        machine().as_deref().unwrap_or(std::env::consts::ARCH),
-        level.name(),
-        arguments.repetitions,
-    )?;
+    let name = engine.config().name.as_deref().unwrap_or("model");
+    let processor = machine().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let place = match arguments.device {
+        Device::Ndarray => format!("{threads} threads of {processor} ({}), {activations} activations", level.name()),
+        device => format!("{device} beside {processor}"),
+    };
+    writeln!(out, "{name} on {place}, median of {} (least to most)", arguments.repetitions)?;
     for series in &series {
         series.write(&mut out, bandwidth, arguments.profile)?;
     }
-    writeln!(out, "memory reads at {:.1} GB/s", bandwidth / 1e9)?;
+    writeln!(out, "{memory} at {:.1} GB/s", bandwidth / 1e9)?;
     Ok(())
+}
+
+/// What `device`'s memory does, and how many bytes of it a second.
+fn bandwidth(device: Device, threads: usize) -> Result<(&'static str, f64), CliError> {
+    #[cfg(feature = "cuda")]
+    if device == Device::Cuda {
+        return Ok(("the device's memory copies", thinkey_kernels::cuda::copy_bandwidth()));
+    }
+    let _ = device;
+    let pool = Pool::new(threads).map_err(thinkey::model::ModelError::from)?;
+    let level = engine::level().map_err(thinkey::model::ModelError::from)?;
+    Ok(("memory reads", read_bandwidth(&pool, level, BUFFER, 5)))
 }
 
 /// What was measured with one kind of cache.
