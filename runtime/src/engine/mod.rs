@@ -57,9 +57,7 @@ impl Device {
     pub const fn computes(self) -> &'static str {
         match self {
             Self::Ndarray => "quantised weights as they are in their file, the thin cache in every storage",
-            Self::Cuda => {
-                "weights dequantised, by plain tensor operations; the thin cache by kernels, or in floats where queries are corrected"
-            }
+            Self::Cuda => "quantised weights as they are in their file, the thin cache in every storage but int4/2",
         }
     }
 }
