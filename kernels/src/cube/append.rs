@@ -1,6 +1,6 @@
 //! What stays whole: new sinks, and the ring, whose oldest tokens have left it.
 
-use super::layout::{Shape, head, number, step, stored};
+use super::layout::{Shape, head, new_keys, ring, step, stored, whole_key, whole_value};
 use cubecl::prelude::*;
 use thinkey_core::storage::FloatKind;
 
@@ -27,11 +27,11 @@ pub(crate) fn append(
     let sunk = steps[entry + step::SUNK] as usize;
     let sinks = steps[entry + step::SINKS] as usize;
     let after = steps[entry + step::RECENT] as usize;
-    let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
-    let row = steps[entry + step::ROW] as usize * comptime!(shape.width)
-        + CUBE_POS_X as usize / comptime!(shape.copies) * dim;
-    let new_keys = row + comptime!(shape.keys_at);
-    let new_values = row + comptime!(shape.values_at);
+    let ring = ring(heads, table, slot);
+    let new_keys = new_keys(steps, entry, CUBE_POS_X as usize, shape);
+    let new_values = new_keys + comptime!(shape.values_at - shape.keys_at);
+    // Those that are no sinks.
+    let rest = sunk * comptime!(shape.width);
     let key_kind = comptime!(shape.keys.ring());
     let value_kind = comptime!(shape.values.ring());
 
@@ -74,10 +74,8 @@ pub(crate) fn append(
             for part in 0..lanes {
                 let token = thinned + word * lanes + part;
                 let mut x = f32::new(0.0);
-                if token < held {
-                    x = number(arena, ring, channel * comptime!(shape.stride) + token, key_kind);
-                } else if token < thinned + after {
-                    x = fused[new_keys + (token - held + sunk) * comptime!(shape.width) + channel];
+                if token < thinned + after {
+                    x = whole_key(arena, fused, ring, new_keys + rest, held, token, channel, shape);
                 }
                 content |= stored(x, key_kind) << comptime!(16 * part as u32);
             }
@@ -93,11 +91,7 @@ pub(crate) fn append(
             #[unroll]
             for part in 0..channels {
                 let channel = pair * channels + part;
-                let x = if token < held {
-                    number(arena, values, token * dim + channel, value_kind)
-                } else {
-                    fused[new_values + (token - held + sunk) * comptime!(shape.width) + channel]
-                };
+                let x = whole_value(arena, fused, values, new_values + rest, held, token, channel, shape);
                 content |= stored(x, value_kind) << comptime!(16 * part as u32);
             }
             arena[values + lane * comptime!(shape.dim * value_kind.bytes() / 4) + pair] = content;

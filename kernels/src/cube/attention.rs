@@ -6,7 +6,7 @@
 //! channels, the blocks of a tile are shared out among them. What a share of the tokens gives is mergeable,
 //! see [`merge`](super::merge).
 
-use super::layout::{BLOCK, Shape, bits, code, codes, head, number, quad_words, row};
+use super::layout::{BLOCK, Shape, bits, code, codes, head, number, quad_words, ring, row};
 use cubecl::prelude::*;
 use thinkey_core::storage::FloatKind;
 
@@ -40,9 +40,7 @@ pub(crate) fn thin_queries(
     let kept = heads[table + head::KEPT] as usize;
     let slot = rows[entry + row::SLOT] as usize;
     let own = (slot * CUBE_COUNT_X as usize + at) * dim;
-    let columns = heads[table + head::SLOT] as usize
-        + slot * heads[table + head::SLOT_WORDS] as usize
-        + heads[table + head::CORRECTION] as usize;
+    let columns = ring(heads, table, slot) + heads[table + head::CORRECTION] as usize;
     let source = CUBE_POS_Y as usize * comptime!(shape.width) + at * comptime!(shape.group * shape.dim);
     let to = (CUBE_POS_Y as usize * CUBE_COUNT_X as usize + at) * comptime!(shape.queries());
     for index in range_stepped(UNIT_POS as usize, comptime!(shape.group * shape.dim), UNITS) {
@@ -241,7 +239,7 @@ pub(crate) fn attend(
     let unseen = rows[entry + row::UNSEEN] as usize;
     let seen = rows[entry + row::SEEN] as usize;
     let table_of_pages = rows[entry + row::PAGES] as usize;
-    let whole = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
+    let whole = ring(heads, table, slot);
 
     let mut shared_queries = SharedMemory::<f32>::new(comptime!(shape.queries()));
     let mut weights = SharedMemory::<f32>::new(comptime!(shape.group * UNITS));

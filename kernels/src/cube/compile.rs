@@ -54,10 +54,22 @@ fn kernels_compile_for_cuda() {
     // SAFETY: opens the library and closes it again; nothing of it is called.
     assert!(unsafe { sys::is_culib_present() }, "CUDA_PATH is set, but libnvrtc is not on LD_LIBRARY_PATH");
     let include = format!("{toolkit}/include");
-    let array = || ArrayCompilationArg { inplace: None };
-    let settings = |units: usize| KernelSettings::default().cube_dim(CubeDim::new_1d(units as u32));
+    // The name is for readers alone.
+    let array = |_: &str| ArrayCompilationArg { inplace: None };
     let mut sources = Vec::new();
-    let mut check = |what: String, source: String| sources.push((what, source));
+    // What it is called, the kernel, units of a cube, arrays, and what else it is made with.
+    macro_rules! check {
+        ($what:expr, $file:ident::$kernel:ident::$made:ident, $units:expr, [$($array:ident),*] $(, $other:expr)*) => {{
+            let settings = KernelSettings::default().cube_dim(CubeDim::new_1d($units as u32));
+            let kernel = $file::$kernel::$made::<WgpuRuntime>::new(
+                settings,
+                client(),
+                $(array(stringify!($array)),)*
+                $($other),*
+            );
+            sources.push(($what, source(&kernel)));
+        }};
+    }
     for (dim, group) in [(64, 3), (128, 4)] {
         for kind in StorageKind::ALL.into_iter().filter(|kind| !kind.halves()) {
             let shape = Shape {
@@ -74,149 +86,98 @@ fn kernels_compile_for_cuda() {
                 values_at: (group + 1) * dim,
             };
             let name = |kernel| format!("{kernel} of {dim} channels in {}", kind.name());
-            type R = WgpuRuntime;
-            let (a, b) = (attention::UNITS, score::UNITS);
-            let kernel = attention::attend::Attend::<R>::new(
-                settings(a),
-                client(),
-                array(),
-                array(),
-                array(),
-                array(),
-                array(),
-                array(),
+            check!(
+                name("attend"),
+                attention::attend::Attend,
+                attention::UNITS,
+                [arena, heads, rows, pages, queries, partials],
                 shape,
-                32,
+                32
             );
-            check(name("attend"), source(&kernel));
-            let kernel = flush::flush::Flush::<R>::new(
-                settings(flush::UNITS),
-                client(),
-                array(),
-                array(),
-                array(),
-                array(),
-                array(),
-                array(),
-                shape,
+            check!(
+                name("flush"),
+                flush::flush::Flush,
+                flush::UNITS,
+                [arena, heads, steps, pages, channels, fused],
+                shape
             );
-            check(name("flush"), source(&kernel));
             // These know the numbers of the ring alone.
             if StorageKind::from(kind.ring()) == kind {
-                let kernel = attention::thin_queries::ThinQueries::<R>::new(
-                    settings(a),
-                    client(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
+                check!(
+                    name("thin_queries"),
+                    attention::thin_queries::ThinQueries,
+                    attention::UNITS,
+                    [arena, heads, rows, channels, fused, queries],
                     (),
-                    shape,
+                    shape
                 );
-                check(name("thin_queries"), source(&kernel));
-                let kernel = score::key_energies::KeyEnergies::<R>::new(
-                    settings(b),
-                    client(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
+                check!(
+                    name("key_energies"),
+                    score::key_energies::KeyEnergies,
+                    score::UNITS,
+                    [arena, heads, steps, fused, sums],
                     shape,
-                    false,
+                    false
                 );
-                check(name("key_energies"), source(&kernel));
-                let units = settings(append::UNITS);
-                let kernel =
-                    append::append::Append::<R>::new(units, client(), array(), array(), array(), array(), shape);
-                check(name("append"), source(&kernel));
-                let units = settings(score::UNITS);
-                let kernel =
-                    learn::means::Means::<R>::new(units, client(), array(), array(), array(), array(), array(), shape);
-                check(name("means"), source(&kernel));
-                let units = settings(score::UNITS);
-                let kernel = learn::whole_keys::WholeKeys::<R>::new(
-                    units,
-                    client(),
-                    array(),
-                    array(),
-                    array(),
+                check!(name("append"), append::append::Append, append::UNITS, [arena, heads, steps, fused], shape);
+                check!(name("means"), learn::means::Means, score::UNITS, [arena, heads, steps, channels, fused], shape);
+                check!(
+                    name("whole_keys"),
+                    learn::whole_keys::WholeKeys,
+                    score::UNITS,
+                    [arena, heads, out],
                     (),
                     (),
                     (),
-                    shape,
+                    shape
                 );
-                check(name("whole_keys"), source(&kernel));
             }
             // And these only how many numbers there are.
             if kind == StorageKind::F32 {
-                let kernel = score::query_energies::QueryEnergies::<R>::new(
-                    settings(b),
-                    client(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    shape,
+                check!(
+                    name("query_energies"),
+                    score::query_energies::QueryEnergies,
+                    score::UNITS,
+                    [arena, heads, steps, fused],
+                    shape
                 );
-                check(name("query_energies"), source(&kernel));
-                let kernel = select::select_channels::SelectChannels::<R>::new(
-                    settings(b),
-                    client(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
+                check!(
+                    name("select_channels"),
+                    select::select_channels::SelectChannels,
+                    score::UNITS,
+                    [arena, heads, steps, sums, channels],
                     (),
                     shape,
-                    true,
+                    true
                 );
-                check(name("select_channels"), source(&kernel));
-                let kernel = merge::merge::Merge::<R>::new(
-                    settings(a),
-                    client(),
-                    array(),
-                    array(),
-                    array(),
+                check!(
+                    name("merge"),
+                    merge::merge::Merge,
+                    attention::UNITS,
+                    [partials, out, ends],
                     (),
                     dim,
                     group,
-                    true,
+                    true
                 );
-                check(name("merge"), source(&kernel));
-                let units = settings(score::UNITS);
-                let kernel = score::sketch_energies::SketchEnergies::<R>::new(
-                    units,
-                    client(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
+                check!(
+                    name("sketch_energies"),
+                    score::sketch_energies::SketchEnergies,
+                    score::UNITS,
+                    [arena, heads, steps, fused, signs, sums],
                     (),
-                    shape,
+                    shape
                 );
-                check(name("sketch_energies"), source(&kernel));
-                let units = settings(score::UNITS);
-                let kernel = learn::place::Place::<R>::new(units, client(), array(), array(), array());
-                check(name("place"), source(&kernel));
+                check!(name("place"), learn::place::Place, score::UNITS, [words, table, to]);
                 let turn = Turn { heads: group, dim, width: (group + 2) * dim, adjacent: group == 3, normed: true };
-                let kernel = rotate::rotate::Rotate::<R>::new(
-                    settings(rotate::UNITS),
-                    client(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
-                    array(),
+                check!(
+                    name("rotate"),
+                    rotate::rotate::Rotate,
+                    rotate::UNITS,
+                    [fused, positions, frequencies, queries, keys],
                     (),
-                    turn,
+                    turn
                 );
-                check(name("rotate"), source(&kernel));
             }
         }
     }
@@ -224,14 +185,11 @@ fn kernels_compile_for_cuda() {
         let packed = Packed { format, cols: 1536 };
         for (rows, normed, biased, outcome) in [(1, true, false, Outcome::Gated), (8, true, true, Outcome::Stored)] {
             let product = Product { packed, rows, normed, biased, outcome, plane: 32 };
-            let kernel = gemv::gemv::Gemv::<WgpuRuntime>::new(
-                settings(weights::UNITS),
-                client(),
-                array(),
-                array(),
-                array(),
-                array(),
-                array(),
+            check!(
+                format!("gemv of {rows} rows in {}", format.name()),
+                gemv::gemv::Gemv,
+                weights::UNITS,
+                [words, x, norm, bias, out],
                 (),
                 (),
                 (),
@@ -239,22 +197,19 @@ fn kernels_compile_for_cuda() {
                 (),
                 (),
                 (),
-                product,
+                product
             );
-            check(format!("gemv of {rows} rows in {}", format.name()), source(&kernel));
         }
-        let kernel = weights::dequantise::Dequantise::<WgpuRuntime>::new(
-            settings(weights::UNITS),
-            client(),
-            array(),
-            array(),
-            array(),
+        check!(
+            format!("dequantise of {}", format.name()),
+            weights::dequantise::Dequantise,
+            weights::UNITS,
+            [words, list, out],
             (),
             (),
             packed,
-            false,
+            false
         );
-        check(format!("dequantise of {}", format.name()), source(&kernel));
     }
     std::thread::scope(|scope| {
         for architecture in ARCHITECTURES {

@@ -1,33 +1,16 @@
 //! What leaves the ring: gathered to the kept channels, quantised as core does it, and packed into blocks.
 
-use super::layout::{BLOCK, Shape, bits, from_half, head, no_number, number, quad_words, step, stored, to_half};
-use super::turn::{fit_turned, turn, turned_code};
+use super::{
+    layout::{
+        BLOCK, Shape, bits, from_half, head, new_keys, no_number, quad_words, ring, step, stored, to_half, whole_key,
+        whole_value,
+    },
+    turn::{fit_turned, turn, turned_code},
+};
 use cubecl::prelude::*;
-use thinkey_core::storage::FloatKind;
 
 /// Units of a cube; each quantises a group at a time.
 pub(crate) const UNITS: usize = 64;
-
-/// Channel `channel` of whole token `token`, keys or values: in the ring, whose numbers begin at word `ring` and lie
-/// `token_step` and `channel_step` apart, where it is one of `held`; else in fused rows, from `new` on.
-#[cube]
-fn whole(
-    arena: &Array<u32>,
-    fused: &Array<f32>,
-    ring: usize,
-    new: usize,
-    held: usize,
-    token: usize,
-    channel: usize,
-    #[comptime] steps: (usize, usize, usize),
-    #[comptime] kind: FloatKind,
-) -> f32 {
-    if token < held {
-        number(arena, ring, token * comptime!(steps.0) + channel * comptime!(steps.1), kind)
-    } else {
-        fused[new + (token - held) * comptime!(steps.2) + channel]
-    }
-}
 
 /// The bits of the next smaller binary16 number.
 #[cube]
@@ -212,12 +195,12 @@ pub(crate) fn flush(
         let page = pages
             [steps[entry + step::PAGES] as usize + steps[entry + step::FIRST] as usize + CUBE_POS_X as usize]
             as usize;
-        let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
+        let ring = ring(heads, table, slot);
         let ring_values = ring + heads[table + head::RING_VALUES] as usize;
-        let row = (steps[entry + step::ROW] + steps[entry + step::SUNK]) as usize * comptime!(shape.width)
-            + CUBE_POS_Y as usize / comptime!(shape.copies) * dim;
-        let new_keys = row + comptime!(shape.keys_at);
-        let new_values = row + comptime!(shape.values_at);
+        // Those of the first token that is no sink.
+        let new_keys = new_keys(steps, entry, CUBE_POS_Y as usize, shape)
+            + steps[entry + step::SUNK] as usize * comptime!(shape.width);
+        let new_values = new_keys + comptime!(shape.values_at - shape.keys_at);
         // Of the blocks that the step fills, the first starts with lanes that are no tokens.
         let filled = CUBE_POS_X as usize + steps[entry + step::SKIPPED] as usize;
         let thinned = steps[entry + step::THINNED] as usize;
@@ -231,7 +214,6 @@ pub(crate) fn flush(
         let block = heads[table + head::KEYS] as usize + page * heads[table + head::KEY_BLOCK] as usize;
         let key_bits = comptime!(bits(shape.keys));
         let key_kind = comptime!(shape.keys.ring());
-        let key_steps = comptime!((1, shape.stride, shape.width));
         if comptime!(key_bits == 0) {
             // A unit fills words: two lanes of a channel, or one.
             let lanes = comptime!(4 / key_kind.bytes());
@@ -242,8 +224,7 @@ pub(crate) fn flush(
                 for part in 0..lanes {
                     let lane = index * lanes % BLOCK + part;
                     if lane >= hidden {
-                        let x =
-                            whole(arena, fused, ring, new_keys, held, first + lane - pad, channel, key_steps, key_kind);
+                        let x = whole_key(arena, fused, ring, new_keys, held, first + lane - pad, channel, shape);
                         word |= stored(x, key_kind) << comptime!(16 * part as u32);
                     }
                 }
@@ -262,7 +243,7 @@ pub(crate) fn flush(
                     for lane in 0..BLOCK {
                         // Hidden lanes repeat the oldest token: they must not widen the range.
                         let token = first + max(lane, hidden) - pad;
-                        numbers[lane] = whole(arena, fused, ring, new_keys, held, token, channel, key_steps, key_kind);
+                        numbers[lane] = whole_key(arena, fused, ring, new_keys, held, token, channel, shape);
                     }
                     let (a, b) = quantise(&numbers, &mut codes, unit * BLOCK, key_bits);
                     scale = a;
@@ -292,7 +273,6 @@ pub(crate) fn flush(
         let block = heads[table + head::VALUES] as usize + page * heads[table + head::VALUE_BLOCK] as usize;
         let value_bits = comptime!(bits(shape.values));
         let value_kind = comptime!(shape.values.ring());
-        let value_steps = comptime!((shape.dim, 1, shape.width));
         if comptime!(value_bits == 0) {
             let numbers_a_word = comptime!(4 / value_kind.bytes());
             for index in range_stepped(unit, comptime!(BLOCK * shape.dim * value_kind.bytes() / 4), UNITS) {
@@ -302,7 +282,7 @@ pub(crate) fn flush(
                     #[unroll]
                     for part in 0..numbers_a_word {
                         let channel = index * numbers_a_word % dim + part;
-                        let x = whole(
+                        let x = whole_value(
                             arena,
                             fused,
                             ring_values,
@@ -310,8 +290,7 @@ pub(crate) fn flush(
                             held,
                             first + lane - pad,
                             channel,
-                            value_steps,
-                            value_kind,
+                            shape,
                         );
                         word |= stored(x, value_kind) << comptime!(16 * part as u32);
                     }
@@ -331,7 +310,7 @@ pub(crate) fn flush(
                     let mut x = f32::new(0.0);
                     if unit >= hidden {
                         let token = first + unit - pad;
-                        x = whole(arena, fused, ring_values, new_values, held, token, channel, value_steps, value_kind);
+                        x = whole_value(arena, fused, ring_values, new_values, held, token, channel, shape);
                     }
                     row[channel] = x;
                 }
@@ -388,7 +367,7 @@ pub(crate) fn flush(
                         if lane >= hidden {
                             // A group that the channels do not fill repeats the last one.
                             let channel = min(first_channel + index, comptime!(shape.dim - 1).runtime());
-                            x = whole(
+                            x = whole_value(
                                 arena,
                                 fused,
                                 ring_values,
@@ -396,8 +375,7 @@ pub(crate) fn flush(
                                 held,
                                 first + lane - pad,
                                 channel,
-                                value_steps,
-                                value_kind,
+                                shape,
                             );
                         }
                         numbers[index] = x;

@@ -197,6 +197,16 @@ impl Steps {
     }
 }
 
+/// Launches a kernel, and counts it: by its client, name, units of a cube and cubes; then its buffers, and its numbers.
+macro_rules! launch {
+    ($client:expr, $file:ident::$kernel:ident, $units:expr, $cubes:expr, [$($buffer:expr),*] $(, $number:expr)* $(,)?) => {{
+        $crate::cube::launch::count_launch();
+        let units = cubecl::prelude::CubeDim::new_1d($units as u32);
+        $file::$kernel::launch_unchecked($client, $cubes, units, $($buffer.arg::<R>(),)* $($number),*);
+    }};
+}
+pub(crate) use launch;
+
 pub(crate) fn cubes(x: usize, y: usize, z: usize) -> CubeCount {
     CubeCount::Static(x as u32, y as u32, z as u32)
 }
@@ -220,20 +230,17 @@ impl Layer {
         given: &Given,
     ) {
         let Self { arena, heads, channels, count, shape } = self;
-        let (units, dim) = (CubeDim::new_1d(score::UNITS as u32), shape.dim);
+        let dim = shape.dim;
         if steps.counts {
-            count_launch();
             // SAFETY: tables name places in the layer's buffer, which core's layouts keep apart, and rows of `fused`.
             unsafe {
-                score::query_energies::launch_unchecked(
+                launch!(
                     client,
+                    score::query_energies,
+                    score::UNITS,
                     cubes(*count, steps.count, 1),
-                    units,
-                    arena.arg(),
-                    heads.arg(),
-                    steps.entries.arg(),
-                    fused.arg::<R>(),
-                    *shape,
+                    [arena, heads, steps.entries, fused],
+                    *shape
                 );
             }
         }
@@ -252,75 +259,58 @@ impl Layer {
         match given {
             Given::Scores(_) => {}
             Given::Nothing => {
-                count_launch();
                 // SAFETY: as above; `sums` has room for every chunk, and those that a step does not have are zeros to it,
                 // since it has fewer tokens than begin there.
                 unsafe {
-                    score::key_energies::launch_unchecked(
+                    launch!(
                         client,
+                        score::key_energies,
+                        score::UNITS,
                         cubes(chunks, *count, steps.count),
-                        units,
-                        arena.arg(),
-                        heads.arg(),
-                        steps.entries.arg(),
-                        fused.arg(),
-                        sums.arg::<R>(),
+                        [arena, heads, steps.entries, fused, sums],
                         *shape,
-                        l1,
+                        l1
                     );
                 }
             }
             Given::Signs { signs, tokens, .. } => {
-                count_launch();
                 // SAFETY: as above; there are signs for the most tokens that a step of these has.
                 unsafe {
-                    score::sketch_energies::launch_unchecked(
+                    launch!(
                         client,
+                        score::sketch_energies,
+                        score::UNITS,
                         cubes(chunks, *count, steps.count),
-                        units,
-                        arena.arg(),
-                        heads.arg(),
-                        steps.entries.arg(),
-                        fused.arg(),
-                        signs.arg(),
-                        sums.arg::<R>(),
+                        [arena, heads, steps.entries, fused, signs, sums],
                         *tokens as u32,
-                        *shape,
+                        *shape
                     );
                 }
             }
         }
-        count_launch();
         // SAFETY: as above; `sums` has a number a channel for every chunk.
         unsafe {
-            select::select_channels::launch_unchecked(
+            launch!(
                 client,
+                select::select_channels,
+                score::UNITS,
                 cubes(*count, steps.count, 1),
-                units,
-                arena.arg(),
-                heads.arg(),
-                steps.entries.arg(),
-                sums.arg(),
-                channels.arg::<R>(),
+                [arena, heads, steps.entries, sums, channels],
                 chunks as u32,
                 *shape,
-                by_queries,
+                by_queries
             );
         }
         if shape.corrected {
-            count_launch();
             // SAFETY: as above; a correction has room for its numbers and a block more, so that a last word is its own.
             unsafe {
-                learn::means::launch_unchecked(
+                launch!(
                     client,
+                    learn::means,
+                    score::UNITS,
                     cubes(*count, steps.count, 1),
-                    units,
-                    arena.arg(),
-                    heads.arg(),
-                    steps.entries.arg(),
-                    channels.arg(),
-                    fused.arg::<R>(),
-                    *shape,
+                    [arena, heads, steps.entries, channels, fused],
+                    *shape
                 );
             }
         }
@@ -335,20 +325,18 @@ impl Layer {
     ) -> Numbers {
         let Self { arena, heads, count, shape, .. } = self;
         let out = Numbers::empty(client, count * (sinks + recent) * shape.dim);
-        count_launch();
         // SAFETY: the slot has as many sinks and recent tokens, and `out` has room for all of them.
         unsafe {
-            learn::whole_keys::launch_unchecked(
+            launch!(
                 client,
+                learn::whole_keys,
+                score::UNITS,
                 cubes(*count, 1, 1),
-                CubeDim::new_1d(score::UNITS as u32),
-                arena.arg(),
-                heads.arg(),
-                out.arg::<R>(),
+                [arena, heads, out],
                 slot as u32,
                 sinks as u32,
                 recent as u32,
-                *shape,
+                *shape
             );
         }
         out
@@ -358,17 +346,9 @@ impl Layer {
     /// length. 1 launch.
     pub(crate) fn place<R: Runtime>(client: &ComputeClient<R>, words: &[u32], table: &[[u32; 3]], to: &Numbers) {
         let (words, table) = (Numbers::of(client, words), Numbers::of(client, table.as_flattened()));
-        count_launch();
         // SAFETY: callers name places within both, and none twice.
         unsafe {
-            learn::place::launch_unchecked(
-                client,
-                cubes(table.len / 3, 1, 1),
-                CubeDim::new_1d(score::UNITS as u32),
-                words.arg(),
-                table.arg(),
-                to.arg::<R>(),
-            );
+            launch!(client, learn::place, score::UNITS, cubes(table.len / 3, 1, 1), [words, table, to]);
         }
     }
 
@@ -376,35 +356,27 @@ impl Layer {
     pub(crate) fn store<R: Runtime>(&self, client: &ComputeClient<R>, steps: &Steps, pages: &Numbers, fused: &Numbers) {
         let Self { arena, heads, channels, count, shape } = self;
         if steps.blocks > 0 {
-            count_launch();
             // SAFETY: a page belongs to one block of one sequence, so cubes write to words of their own.
             unsafe {
-                flush::flush::launch_unchecked(
+                launch!(
                     client,
+                    flush::flush,
+                    flush::UNITS,
                     cubes(steps.blocks, *count, steps.count),
-                    CubeDim::new_1d(flush::UNITS as u32),
-                    arena.arg(),
-                    heads.arg(),
-                    steps.entries.arg(),
-                    pages.arg(),
-                    channels.arg(),
-                    fused.arg::<R>(),
-                    *shape,
+                    [arena, heads, steps.entries, pages, channels, fused],
+                    *shape
                 );
             }
         }
-        count_launch();
         // SAFETY: a slot belongs to one step.
         unsafe {
-            append::append::launch_unchecked(
+            launch!(
                 client,
+                append::append,
+                append::UNITS,
                 cubes(*count, steps.count, 1),
-                CubeDim::new_1d(append::UNITS as u32),
-                arena.arg(),
-                heads.arg(),
-                steps.entries.arg(),
-                fused.arg::<R>(),
-                *shape,
+                [arena, heads, steps.entries, fused],
+                *shape
             );
         }
     }
@@ -421,7 +393,6 @@ impl Layer {
         out: &Numbers,
     ) -> Numbers {
         let Self { arena, heads, channels, count, shape } = self;
-        let units = CubeDim::new_1d(attention::UNITS as u32);
         let queries = Numbers::empty(client, rows * count * shape.queries());
         let shares = shares(rows * count, blocks);
         let partials = Numbers::empty(client, rows * count * shares * shape.group * shape.partial());
@@ -429,46 +400,34 @@ impl Layer {
         let ends = Numbers::empty(client, rows * query_heads * 2);
         // SAFETY: entries name slots, and pages of the layer's buffer; every cube writes to words of its own.
         unsafe {
-            count_launch();
-            attention::thin_queries::launch_unchecked(
+            launch!(
                 client,
+                attention::thin_queries,
+                attention::UNITS,
                 cubes(*count, rows, 1),
-                units,
-                arena.arg(),
-                heads.arg(),
-                entries.arg(),
-                channels.arg(),
-                fused.arg(),
-                queries.arg::<R>(),
+                [arena, heads, entries, channels, fused, queries],
                 1.0 / (shape.dim as f32).sqrt(),
-                *shape,
+                *shape
             );
-            count_launch();
-            attention::attend::launch_unchecked(
+            launch!(
                 client,
+                attention::attend,
+                attention::UNITS,
                 cubes(shares, *count, rows),
-                units,
-                arena.arg(),
-                heads.arg(),
-                entries.arg(),
-                pages.arg(),
-                queries.arg(),
-                partials.arg::<R>(),
+                [arena, heads, entries, pages, queries, partials],
                 *shape,
-                plane(client),
+                plane(client)
             );
-            count_launch();
-            merge::merge::launch_unchecked(
+            launch!(
                 client,
+                merge::merge,
+                attention::UNITS,
                 cubes(query_heads, rows, 1),
-                units,
-                partials.arg(),
-                out.arg(),
-                ends.arg::<R>(),
+                [partials, out, ends],
                 shares as u32,
                 shape.dim,
                 shape.group,
-                shape.values.turns(),
+                shape.values.turns()
             );
         }
         ends

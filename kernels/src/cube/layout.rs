@@ -233,6 +233,60 @@ pub(crate) fn stored(x: f32, #[comptime] kind: FloatKind) -> u32 {
     }
 }
 
+/// Where the ring's keys of `slot` begin, and with them what a slot has beside blocks: places there are counted from here on.
+/// `table` is where the entry of the head begins.
+#[cube]
+pub(crate) fn ring(heads: &Array<u32>, table: usize, slot: usize) -> usize {
+    heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize
+}
+
+/// Where the key of cached head `at` lies in the row of the first new token of a step, whose entry begins at `entry`.
+#[cube]
+pub(crate) fn new_keys(steps: &Array<u32>, entry: usize, at: usize, #[comptime] shape: Shape) -> usize {
+    steps[entry + step::ROW] as usize * comptime!(shape.width)
+        + comptime!(shape.keys_at)
+        + at / comptime!(shape.copies) * comptime!(shape.dim)
+}
+
+/// Channel `channel` of the key of whole token `token`: of the ring, whose keys begin at word `ring`, where it is one of
+/// `held`, else of the rows of `fused`, in which that of token `held` begins at `new`.
+#[cube]
+pub(crate) fn whole_key(
+    arena: &Array<u32>,
+    fused: &Array<f32>,
+    ring: usize,
+    new: usize,
+    held: usize,
+    token: usize,
+    channel: usize,
+    #[comptime] shape: Shape,
+) -> f32 {
+    if token < held {
+        number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()))
+    } else {
+        fused[new + (token - held) * comptime!(shape.width) + channel]
+    }
+}
+
+/// As [`whole_key`], of values, which lie token after token in the ring.
+#[cube]
+pub(crate) fn whole_value(
+    arena: &Array<u32>,
+    fused: &Array<f32>,
+    ring_values: usize,
+    new: usize,
+    held: usize,
+    token: usize,
+    channel: usize,
+    #[comptime] shape: Shape,
+) -> f32 {
+    if token < held {
+        number(arena, ring_values, token * comptime!(shape.dim) + channel, comptime!(shape.values.ring()))
+    } else {
+        fused[new + (token - held) * comptime!(shape.width) + channel]
+    }
+}
+
 /// The word of a quad that holds the codes of place `index` of its four groups, one a byte (below
 /// [`shift`](code_shift) bits).
 #[cube]

@@ -4,7 +4,7 @@
 //! cache holds into the form that matrix products take, and [`place`] brings the solution to where it belongs.
 
 use super::{
-    layout::{Shape, head, number, step, stored},
+    layout::{Shape, head, new_keys, number, ring, step, stored, whole_key},
     score::UNITS,
 };
 use cubecl::prelude::*;
@@ -30,22 +30,19 @@ pub(crate) fn means(
         let held = steps[entry + step::HELD] as usize;
         let sunk = steps[entry + step::SUNK] as usize;
         let new = steps[entry + step::NEW] as usize;
-        let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
+        let ring = ring(heads, table, slot);
         let columns = ring + heads[table + head::CORRECTION] as usize;
         let own = (slot * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * dim + kept;
-        let from = steps[entry + step::ROW] as usize * comptime!(shape.width)
-            + comptime!(shape.keys_at)
-            + CUBE_POS_X as usize / comptime!(shape.copies) * dim;
-        let count = f32::cast_from(u32::cast_from(max(held + new - sunk, 1)));
+        // Those of the first token that is no sink.
+        let new_keys = new_keys(steps, entry, CUBE_POS_X as usize, shape) + sunk * comptime!(shape.width);
+        let tokens = held + new - sunk;
+        let count = f32::cast_from(u32::cast_from(max(tokens, 1)));
         let mut mean = SharedMemory::<f32>::new(dim);
         for lost in range_stepped(unit, dim - kept, UNITS) {
             let channel = channels[own + lost] as usize;
             let mut sum = f32::new(0.0);
-            for token in 0..held {
-                sum += number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()));
-            }
-            for token in sunk..new {
-                sum += fused[from + token * comptime!(shape.width) + channel];
+            for token in 0..tokens {
+                sum += whole_key(arena, fused, ring, new_keys, held, token, channel, shape);
             }
             mean[lost] = sum / count;
         }
@@ -80,7 +77,7 @@ pub(crate) fn whole_keys(
     let dim = comptime!(shape.dim);
     let table = CUBE_POS_X as usize * head::FIELDS;
     let kind = comptime!(shape.keys.ring());
-    let ring = heads[table + head::SLOT] as usize + slot as usize * heads[table + head::SLOT_WORDS] as usize;
+    let ring = ring(heads, table, slot as usize);
     let sink_keys = ring + heads[table + head::SINK_KEYS] as usize;
     let sinks = sinks as usize;
     let tokens = sinks + recent as usize;

@@ -3,7 +3,7 @@
 
 use super::{
     gemv::{self, Outcome, Product},
-    launch::{Numbers, count_launch, cubes, lasting, plane},
+    launch::{Numbers, cubes, lasting, launch, plane},
     weights::{self, Packed},
 };
 use crate::{
@@ -126,19 +126,17 @@ impl DeviceLinear {
                 Product { packed, rows: count.min(gemv::ROWS), normed, biased, outcome, plane: plane(client) };
             let outputs = if outcome == Outcome::Gated { segment.rows / 2 } else { segment.rows };
             let (factors, eps) = norm.unwrap_or((&segment.words, 0.0));
-            count_launch();
+            let cubes = cubes(outputs.div_ceil(product.outputs()), count.div_ceil(gemv::ROWS), 1);
+            let bias = self.bias.as_ref().unwrap_or(&segment.words);
             // SAFETY: rows are clamped to those of `x` and of the matrix, whose words have one more behind them; every cube
             // writes to numbers of its own, below `count` rows and the segment's columns. What is not there is not read.
             unsafe {
-                gemv::gemv::launch_unchecked(
+                launch!(
                     client,
-                    cubes(outputs.div_ceil(product.outputs()), count.div_ceil(gemv::ROWS), 1),
-                    CubeDim::new_1d(weights::UNITS as u32),
-                    segment.words.arg(),
-                    x.numbers.arg(),
-                    factors.arg(),
-                    self.bias.as_ref().unwrap_or(&segment.words).arg(),
-                    out.numbers.arg::<R>(),
+                    gemv::gemv,
+                    weights::UNITS,
+                    cubes,
+                    [segment.words, x.numbers, factors, bias, out.numbers],
                     x.first as u32,
                     count as u32,
                     segment.rows as u32,
@@ -185,16 +183,16 @@ impl DeviceLinear {
     ) -> Numbers {
         let packed = self.packed(segment);
         let out = Numbers::empty(client, count * self.cols);
-        count_launch();
+        let cubes = cubes((count * packed.pieces()).div_ceil(weights::UNITS).min(weights::CUBES), 1, 1);
+        let rows = list.unwrap_or(&segment.words);
         // SAFETY: rows are those of the matrix, whose words have one more behind them; units write to numbers of their own.
         unsafe {
-            weights::dequantise::launch_unchecked(
+            launch!(
                 client,
-                cubes((count * packed.pieces()).div_ceil(weights::UNITS).min(weights::CUBES), 1, 1),
-                CubeDim::new_1d(weights::UNITS as u32),
-                segment.words.arg(),
-                list.unwrap_or(&segment.words).arg(),
-                out.arg::<R>(),
+                weights::dequantise,
+                weights::UNITS,
+                cubes,
+                [segment.words, rows, out],
                 first as u32,
                 count as u32,
                 packed,

@@ -8,7 +8,7 @@
 use super::{
     cache::DeviceCache,
     gemv::Outcome,
-    launch::{Layer, Numbers, count_launch, cubes},
+    launch::{Layer, Numbers, cubes, launch},
     linear::{DeviceLinear, FEW, NormOf, Span},
     rotate::{self, Turn},
 };
@@ -24,7 +24,6 @@ use burn::tensor::{
     backend::Backend,
 };
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
-use cubecl::prelude::CubeDim;
 use half::f16;
 use std::{marker::PhantomData, ops::Range};
 use thinkey_core::{
@@ -414,20 +413,17 @@ where
             None => (frequencies.clone(), frequencies.clone(), 0.0),
         };
         let fused = self.own(fused);
-        count_launch();
+        let cubes = cubes(heads.heads + heads.kv_heads, rows, 1);
         // SAFETY: there is a position a row, and a cube writes to the channels of its own head.
         unsafe {
-            rotate::rotate::launch_unchecked(
+            launch!(
                 &client,
-                cubes(heads.heads + heads.kv_heads, rows, 1),
-                CubeDim::new_1d(rotate::UNITS as u32),
-                fused.arg::<R>(),
-                positions.arg(),
-                frequencies.arg(),
-                queries.arg(),
-                keys.arg(),
+                rotate::rotate,
+                rotate::UNITS,
+                cubes,
+                [fused, positions, frequencies, queries, keys],
                 eps,
-                turn,
+                turn
             );
         }
         self.tensor(&fused, [rows, width])

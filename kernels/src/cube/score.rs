@@ -1,6 +1,6 @@
 //! The energies that score channels, by one streaming reduction over the whole tokens of a step.
 
-use super::layout::{Shape, head, number, step};
+use super::layout::{Shape, head, new_keys, ring, step, whole_key};
 use cubecl::prelude::*;
 use thinkey_core::policy::Score;
 
@@ -25,9 +25,7 @@ pub(crate) fn query_energies(
     let counted = steps[entry + step::COUNTED] as usize;
     if counted > 0 {
         let slot = steps[entry + step::SLOT] as usize;
-        let energies = heads[table + head::SLOT] as usize
-            + slot * heads[table + head::SLOT_WORDS] as usize
-            + heads[table + head::ENERGY] as usize;
+        let energies = ring(heads, table, slot) + heads[table + head::ENERGY] as usize;
         let first = steps[entry + step::ROW] as usize + steps[entry + step::NEW] as usize - counted;
         for channel in range_stepped(UNIT_POS as usize, dim, UNITS) {
             let mut sum = f32::new(0.0);
@@ -67,10 +65,8 @@ pub(crate) fn key_energies(
         let held = steps[entry + step::HELD] as usize;
         let every = steps[entry + step::EVERY] as usize;
         let total = (held + steps[entry + step::NEW] as usize).div_ceil(every);
-        let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
-        let from = steps[entry + step::ROW] as usize * comptime!(shape.width)
-            + comptime!(shape.keys_at)
-            + CUBE_POS_Y as usize / comptime!(shape.copies) * dim;
+        let ring = ring(heads, table, slot);
+        let new = new_keys(steps, entry, CUBE_POS_Y as usize, shape);
         let first = CUBE_POS_X as usize * CHUNK;
         let end = min(first + CHUNK, total);
         let to = ((CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize
@@ -80,11 +76,7 @@ pub(crate) fn key_energies(
             let mut sum = f32::new(0.0);
             for index in first..end {
                 let token = index * every;
-                let x = if token < held {
-                    number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()))
-                } else {
-                    fused[from + (token - held) * comptime!(shape.width) + channel]
-                };
+                let x = whole_key(arena, fused, ring, new, held, token, channel, shape);
                 if comptime!(l1) {
                     sum += x.abs();
                 } else {
@@ -117,10 +109,8 @@ pub(crate) fn sketch_energies(
         let slot = steps[entry + step::SLOT] as usize;
         let held = steps[entry + step::HELD] as usize;
         let total = held + steps[entry + step::NEW] as usize;
-        let ring = heads[table + head::SLOT] as usize + slot * heads[table + head::SLOT_WORDS] as usize;
-        let from = steps[entry + step::ROW] as usize * comptime!(shape.width)
-            + comptime!(shape.keys_at)
-            + CUBE_POS_Y as usize / comptime!(shape.copies) * dim;
+        let ring = ring(heads, table, slot);
+        let new = new_keys(steps, entry, CUBE_POS_Y as usize, shape);
         let pair = CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize;
         let own = pair * most as usize * 2 + CUBE_POS_X as usize / 32;
         let bit = CUBE_POS_X % 32;
@@ -128,11 +118,7 @@ pub(crate) fn sketch_energies(
         for channel in range_stepped(UNIT_POS as usize, dim, UNITS) {
             let mut line = f32::new(0.0);
             for token in 0..total {
-                let x = if token < held {
-                    number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()))
-                } else {
-                    fused[from + (token - held) * comptime!(shape.width) + channel]
-                };
+                let x = whole_key(arena, fused, ring, new, held, token, channel, shape);
                 line += select((signs[own + token * 2] >> bit) & 1 == 0, x, -x);
             }
             sums[to + channel] = line * line / f32::cast_from(CUBE_COUNT_X);

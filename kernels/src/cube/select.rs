@@ -1,7 +1,7 @@
 //! The T best channels of every head, by counting: a channel is kept where fewer than T are better.
 
 use super::{
-    layout::{Shape, head, no_number, step},
+    layout::{Shape, head, no_number, ring, step},
     score::UNITS,
 };
 use cubecl::prelude::*;
@@ -29,9 +29,7 @@ pub(crate) fn select_channels(
     if steps[entry + step::CHOOSES] > 0 {
         let slot = steps[entry + step::SLOT] as usize;
         let kept = heads[table + head::KEPT] as usize;
-        let energies = heads[table + head::SLOT] as usize
-            + slot * heads[table + head::SLOT_WORDS] as usize
-            + heads[table + head::ENERGY] as usize;
+        let energies = ring(heads, table, slot) + heads[table + head::ENERGY] as usize;
         let total = (steps[entry + step::HELD] + steps[entry + step::NEW]).div_ceil(steps[entry + step::EVERY]);
         let tokens = f32::cast_from(total);
         let queries = f32::cast_from(steps[entry + step::SCORED] * comptime!(shape.group as u32));
