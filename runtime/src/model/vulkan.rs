@@ -81,6 +81,7 @@ fn tiny_models_say_what_they_do_on_the_processor() {
 
 /// The default model, which is fetched if it is not in the store: thin in floats, and as the default is on devices.
 #[test]
+#[ignore = "takes minutes where the processor's loops are not optimised: .ci/cuda --ignored"]
 fn the_default_model_says_what_it_does_on_the_processor() {
     let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
