@@ -12,13 +12,13 @@
 #![no_std]
 #![no_main]
 
-use core::{fmt::Write, panic::PanicInfo};
+mod exit;
+
+use core::fmt::Write;
 use cortex_m::peripheral::{Peripherals, syst::SystClkSource};
-use cortex_m_semihosting::{
-    debug::{self, EXIT_FAILURE, EXIT_SUCCESS},
-    hio,
-};
+use cortex_m_semihosting::hio;
 use defmt_semihosting as _;
+use exit::exit;
 use thinkey_core::link::{
     Client,
     client::Event,
@@ -146,19 +146,4 @@ fn hear(heard: &mut Heard, console: &mut hio::HostStream, event: Event<'_>) {
         Event::Restarted | Event::Version { .. } | Event::Message(ToHost::Failed { .. }) => heard.over = Some(false),
         Event::Message(_) => {}
     }
-}
-
-fn exit(success: bool) -> ! {
-    debug::exit(if success { EXIT_SUCCESS } else { EXIT_FAILURE });
-    loop {
-        cortex_m::asm::wfi();
-    }
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    if let Ok(mut console) = hio::hstderr() {
-        let _ = writeln!(console, "{info}");
-    }
-    exit(false)
 }

@@ -5,14 +5,13 @@
 #![no_std]
 #![no_main]
 
+mod exit;
 mod scenario;
 
-use core::{cell::UnsafeCell, fmt::Write, panic::PanicInfo};
-use cortex_m_semihosting::{
-    debug::{self, EXIT_FAILURE, EXIT_SUCCESS},
-    hio,
-};
+use core::{cell::UnsafeCell, fmt::Write};
+use cortex_m_semihosting::hio;
 use defmt_semihosting as _;
+use exit::exit;
 
 struct Arrays(UnsafeCell<scenario::Memory>);
 
@@ -60,19 +59,4 @@ fn deepest_stack() -> Option<usize> {
     let painted = |at: &usize| unsafe { (*at as *const u32).read_volatile() } == cortex_m_rt::STACK_PAINT_VALUE;
     let deepest = (end..start).step_by(size_of::<u32>()).find(|at| !painted(at)).unwrap_or(start);
     (deepest > end).then_some(start - deepest)
-}
-
-fn exit(success: bool) -> ! {
-    debug::exit(if success { EXIT_SUCCESS } else { EXIT_FAILURE });
-    loop {
-        cortex_m::asm::wfi();
-    }
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    if let Ok(mut console) = hio::hstderr() {
-        let _ = writeln!(console, "{info}");
-    }
-    exit(false)
 }
