@@ -4,6 +4,7 @@
 //! horizontal sum. Up to four query heads of a group share each loaded key and value: a block is read once.
 
 use super::{
+    ahead::Ahead,
     exponential::exponential,
     simd::{Kernel, LANES, LINE, Level, Simd},
 };
@@ -229,30 +230,6 @@ fn load_one(kind: FloatKind, bytes: &[u8], at: usize) -> f32 {
 fn store<S: Simd>(simd: S, vector: S::F32, out: &mut [f32]) {
     if let Some(out) = out.first_chunk_mut() {
         simd.store(vector, out);
-    }
-}
-
-/// Bytes that will be read soon, asked for bit by bit beside other work.
-struct Ahead<'a> {
-    lines: std::slice::Iter<'a, [u8; LINE]>,
-    /// Lines at a time.
-    count: usize,
-}
-
-impl<'a> Ahead<'a> {
-    /// `bytes`, about `step` at a time.
-    #[inline(always)]
-    fn new(bytes: &'a [u8], step: usize) -> Self {
-        Self { lines: bytes.as_chunks().0.iter(), count: step.div_ceil(LINE) }
-    }
-
-    /// Asks for the next ones.
-    #[inline(always)]
-    fn fetch<S: Simd>(&mut self, simd: S) {
-        for _ in 0..self.count {
-            let Some(line) = self.lines.next() else { return };
-            simd.prefetch(line);
-        }
     }
 }
 

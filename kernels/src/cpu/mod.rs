@@ -2,6 +2,7 @@
 //! backend compute by them.
 
 pub mod admit;
+mod ahead;
 pub mod aligned;
 pub mod attention;
 pub mod bandwidth;

@@ -1,6 +1,6 @@
 //! Few rows of x: dot products straight from the blocks.
 
-use super::ahead::Ahead;
+use super::ahead::WeightsAhead;
 use super::{Chunk, Mode, Output};
 use crate::cpu::simd::{Kernel, LANES, Level, Simd};
 use crate::format::{Decode, PAIR, Sink, Visitor};
@@ -48,7 +48,7 @@ impl<S: Simd> WithSimd<'_, S> {
         let pairs = chunk.matrix.cols().div_ceil(PAIR);
         let x: [&[[f32; PAIR]]; M] = std::array::from_fn(|i| &x[pairs * (first + i)..][..pairs]);
         let (bytes, row_bytes) = chunk.bytes();
-        let mut ahead = Ahead::new(bytes, chunk.next, row_bytes);
+        let mut ahead = WeightsAhead::new(bytes, chunk.next, row_bytes);
         for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
             ahead.fetch(simd);
             let mut sums = Sums { simd, x, sums: [[simd.splat(0.0); 2]; M] };

@@ -4,7 +4,7 @@
 //! gives the same result but for the rounding of those, and the result differs from that of [`dot`](super::dot) by what
 //! quantising x changes.
 
-use super::ahead::Ahead;
+use super::ahead::WeightsAhead;
 use super::quantise::{Segment, segments};
 use super::{Chunk, Mode, Output};
 use crate::cpu::simd::{
@@ -58,7 +58,7 @@ impl<B: Bytes> WithBytes<'_, B> {
         let x: [&[Segment]; M] = std::array::from_fn(|i| &x[segments * (first + i)..][..segments]);
         let zero = simd.splat(0.0);
         let (data, row_bytes) = chunk.bytes();
-        let mut ahead = Ahead::new(data, chunk.next, row_bytes);
+        let mut ahead = WeightsAhead::new(data, chunk.next, row_bytes);
         for (r, row) in data.chunks_exact(row_bytes).enumerate() {
             ahead.fetch(simd);
             let at = x.map(|row| &row[0]);
