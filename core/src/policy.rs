@@ -16,7 +16,7 @@
 //! choice      = whole | top(λ) | threshold(energy) | adaptive(λ,minimum) | calibrated(λ,multiple) | dynamic(least,most)
 //! fix         = none | compensated | predictive | lowrank
 //! thin-values = whole | query(λ) | l2(λ)
-//! keys, values = f32 | f16 | bf16 | int8 | int4 | int3 | int2 | of keys: int4/2 | of values: turned4 | turned3 | turned2
+//! keys, values = f32 | f16 | bf16 | int8 | int4 | int3 | int2 | of keys: int4/2 | of values: turned4 | turned3 | turned2 | trellis2
 //! heads       = kv | query
 //! life        = prompt | turn | every(tokens)
 //! lambda      = λ of the choice, as it is after the items before
@@ -227,11 +227,13 @@ pub enum Store {
     /// Of keys only: the channels that are chosen first in 4-bit codes, as many others in 2-bit codes, in groups of 32.
     #[serde(rename = "int4/2")]
     Int4Int2,
+    /// Of values only: turned, 2-bit codes of a trellis with one scale a token.
+    Trellis2,
 }
 
 impl Store {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -243,6 +245,7 @@ impl Store {
         Self::Turned3,
         Self::Turned2,
         Self::Int4Int2,
+        Self::Trellis2,
     ];
 
     /// The name, as [`StorageKind::name`] has it.
@@ -260,6 +263,7 @@ impl Store {
             Self::Turned3 => "turned3",
             Self::Turned2 => "turned2",
             Self::Int4Int2 => "int4/2",
+            Self::Trellis2 => "trellis2",
         }
     }
 
@@ -272,7 +276,7 @@ impl Store {
     /// Whether it is for values alone.
     #[must_use]
     pub const fn turns(self) -> bool {
-        matches!(self, Self::Turned4 | Self::Turned3 | Self::Turned2)
+        matches!(self, Self::Turned4 | Self::Turned3 | Self::Turned2 | Self::Trellis2)
     }
 }
 
@@ -364,13 +368,14 @@ impl Policy {
         life: Life::Prompt,
     };
 
-    /// The default: six of ten channels, well chosen and corrected for, in four bits; values turned, in two.
+    /// The default: six of ten channels, well chosen and corrected for, in four bits; values turned, in two by a
+    /// trellis.
     pub const BALANCED: Self = Self {
         score: Score::Residual,
         choice: Choice::Calibrated { lambda: per_mille(400), multiple: 8 },
         fix: Fix::Compensated,
         keys: Store::Int4,
-        values: Store::Turned2,
+        values: Store::Trellis2,
         ..Self::FULL
     };
 

@@ -16,7 +16,8 @@
 //!
 //! Values may be [turned](crate::value::turn) first. Their numbers then have no direction of their own: codes are symmetric
 //! about 0, x ≈ (code − middle) · scale, and a token has one scale for all of its channels, 2.25 bits a number of 64 where
-//! groups with two bits take 3. Four steps are tried, and the scale does not shrink the vector: Σ stored·x = Σ x².
+//! groups with two bits take 3. Four steps are tried, and the scale does not shrink the vector: Σ stored·x = Σ x². Two bits say
+//! most of them by a [trellis].
 //!
 //! Four groups lie interleaved, number by number: the four codes that a query (over channels) or a row of weights (over
 //! tokens) meets together are one 32-bit word, which is what integer dot products of bytes take.
@@ -28,6 +29,7 @@ use crate::{
 use half::f16;
 
 pub mod halves;
+pub mod trellis;
 
 /// Numbers of a group.
 pub const GROUP: usize = BLOCK;
@@ -53,6 +55,9 @@ pub enum CodeKind {
     /// 0..=3, four a byte: byte 4·i + g of a quad holds codes i, i + 8, i + 16 and i + 24 of its group g, the first in its
     /// lowest two bits.
     Int2,
+    /// 0..=15 in two bits each, which lie as those of [`Int2`](Self::Int2): what they stand for depends on the two before them in
+    /// their group, see [`trellis`]. Of turned values only.
+    Trellis2,
 }
 
 impl CodeKind {
@@ -61,15 +66,21 @@ impl CodeKind {
     pub const fn largest(self) -> u8 {
         match self {
             Self::Int8 => 255,
-            Self::Int4 => 15,
+            Self::Int4 | Self::Trellis2 => 15,
             Self::Int3 => 7,
             Self::Int2 => 3,
         }
     }
 
     /// Bits of a code.
-    const fn bits(self) -> usize {
-        self.largest().trailing_ones() as usize
+    #[must_use]
+    pub const fn bits(self) -> usize {
+        match self {
+            Self::Int8 => 8,
+            Self::Int4 => 4,
+            Self::Int3 => 3,
+            Self::Int2 | Self::Trellis2 => 2,
+        }
     }
 
     /// Bytes of the codes of four groups.
@@ -108,10 +119,14 @@ impl CodeKind {
                 Self::Int2.code(quad, group, index) | high << 2
             }
             Self::Int2 => quad[QUAD * (index % 8) + group] >> (index / 8 * 2) & 3,
+            Self::Trellis2 => {
+                let back = |by: usize| index.checked_sub(by).map_or(0, |index| Self::Int2.code(quad, group, index));
+                trellis::level(back(0), back(1), back(2))
+            }
         }
     }
 
-    /// Writes code `index` of group `group` of a quad, which is at most the [largest](Self::largest).
+    /// Writes code `index` of group `group` of a quad, of as many bits as the kind has.
     fn set(self, quad: &mut [u8], group: usize, index: usize, code: u8) {
         let mut put = |at: usize, shift: usize, bits: u32| {
             let byte = &mut quad[QUAD * at + group];
@@ -121,7 +136,7 @@ impl CodeKind {
         match self {
             Self::Int8 => put(index, 0, 8),
             Self::Int4 => put(index % 16, index / 16 * 4, 4),
-            Self::Int2 => put(index % 8, index / 8 * 2, 2),
+            Self::Int2 | Self::Trellis2 => put(index % 8, index / 8 * 2, 2),
             Self::Int3 => {
                 put(index % 8, index / 8 * 2, 2);
                 let byte = &mut quad[QUARTER + QUAD * (index % 4) + group];
@@ -313,7 +328,7 @@ impl GroupsMut<'_> {
                     core::array::from_fn(|group| codes[group][index] | codes[group][index + GROUP / 2] << 4)
                 }
                 CodeKind::Int3 if index >= QUARTER / QUAD => packed(index - QUARTER / QUAD, GROUP / 8, (2, 1)),
-                CodeKind::Int3 | CodeKind::Int2 => packed(index, GROUP / 4, (0, 2)),
+                CodeKind::Int3 | CodeKind::Int2 | CodeKind::Trellis2 => packed(index, GROUP / 4, (0, 2)),
             };
         }
     }
@@ -456,6 +471,9 @@ fn quantise_turned(kind: CodeKind, numbers: &[f32], codes: &mut [u8]) -> f16 {
         codes.fill(0);
         return f16::NAN;
     }
+    if kind == CodeKind::Trellis2 {
+        return quantise_by_trellis(numbers, codes);
+    }
     let (mut found, mut best) = (f16::ZERO, 0.0);
     codes.fill(kind.largest() / 2);
     // From the step with which the outermost codes are the largest numbers on.
@@ -488,6 +506,37 @@ fn quantise_turned(kind: CodeKind, numbers: &[f32], codes: &mut [u8]) -> f16 {
         }
     }
     found
+}
+
+/// [`quantise_turned`] by the [trellis](trellis), of numbers that are some.
+fn quantise_by_trellis(numbers: &[f32], codes: &mut [u8]) -> f16 {
+    let mut bounded = [0.0; MAX_HEAD_DIM];
+    let bounded = &mut bounded[..numbers.len()];
+    bounded.iter_mut().zip(numbers).for_each(|(to, x)| *to = x.clamp(-65504.0, 65504.0));
+    let (squares, most) =
+        bounded.iter().fold((0.0, 0.0), |(sum, most): (f32, f32), x| (sum + x * x, most.max(x.abs())));
+    // Where one number stands far out, it is met halfway.
+    let step = (trellis::STEP * libm::sqrtf(squares / numbers.len() as f32)).max(most / (1.5 * trellis::MIDDLE));
+    let inverse = 1.0 / step;
+    codes.fill(0);
+    if !inverse.is_finite() {
+        return f16::ZERO;
+    }
+    let mut both = 0.0;
+    for (numbers, codes) in bounded.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
+        trellis::encode(numbers, inverse, codes);
+        let (mut before, mut second_before) = (0, 0);
+        for (x, &own) in numbers.iter().zip(&*codes) {
+            both += (f32::from(trellis::level(own, before, second_before)) - trellis::MIDDLE) * x;
+            (before, second_before) = (own, before);
+        }
+    }
+    let scale = <f16 as Element>::store(squares / both);
+    if both > 0.0 && scale < f16::MAX {
+        return scale;
+    }
+    codes.fill(0);
+    f16::ZERO
 }
 
 /// Codes and the numbers that they stand for, as a regression sees them.
@@ -775,7 +824,7 @@ mod tests {
             for (row, numbers) in rows.iter_mut().zip(numbers.chunks(256)) {
                 row.iter_mut().zip(numbers).take(head_dim).for_each(|(to, x)| *to = x * scale);
             }
-            for kind in [CodeKind::Int4, CodeKind::Int3, CodeKind::Int2] {
+            for kind in [CodeKind::Int4, CodeKind::Int3, CodeKind::Int2, CodeKind::Trellis2] {
                 let (mut memory, mut alone) = (vec![0u16; kind.turned_bytes(head_dim) / 2], vec![0u16; kind.turned_bytes(head_dim) / 2]);
                 let bytes = bytemuck::cast_slice_mut(&mut memory);
                 kind.turned_parts_mut(bytes, head_dim).unwrap().put_turned(8, &rows, head_dim);
@@ -803,10 +852,17 @@ mod tests {
                     let both = dot(&stored, &row);
                     prop_assert!((both / squares - 1.0).abs() < 2e-3, "{kind:?}: {both} of {squares}");
                     let most = row.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
-                    let (levels, middle) = (f64::from(kind.largest()), f64::from(kind.largest()) / 2.0);
+                    let levels = f64::from((1u32 << kind.bits()) - 1);
+                    let middle = levels / 2.0;
                     let whole: Vec<f64> = row.iter().map(|x| (x / most * middle + middle).round().min(levels) - middle).collect();
                     let quality = |codes: &[f64]| dot(codes, &row).powi(2) / dot(codes, codes) / squares;
-                    prop_assert!(quality(&stored) > quality(&whole) - 0.01, "{kind:?}");
+                    // The steps of a trellis are those that suit many Gaussian numbers.
+                    let slack = match kind {
+                        CodeKind::Trellis2 if head_dim < 16 => 0.5,
+                        CodeKind::Trellis2 => 0.1,
+                        _ => 0.01,
+                    };
+                    prop_assert!(quality(&stored) > quality(&whole) - slack, "{kind:?}: {} of {}", quality(&stored), quality(&whole));
                 }
             }
         }

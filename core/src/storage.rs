@@ -53,6 +53,8 @@ pub enum StorageKind {
     /// Of keys only, asymmetric codes in groups of 32: of the first half of the channels 4-bit ones, of the others 2-bit ones,
     /// see [`Form::Halves`].
     Int4Int2,
+    /// Turned values in 2-bit codes of a [trellis](crate::quant::trellis).
+    Trellis2,
 }
 
 /// The ways of storing numbers: each by itself, or as codes in groups, or values as codes of a turned vector.
@@ -106,7 +108,7 @@ impl From<FloatKind> for StorageKind {
 
 impl StorageKind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -118,6 +120,7 @@ impl StorageKind {
         Self::Turned3,
         Self::Turned2,
         Self::Int4Int2,
+        Self::Trellis2,
     ];
 
     /// How numbers lie in the prefix.
@@ -135,6 +138,7 @@ impl StorageKind {
             Self::Turned3 => Form::Turned(CodeKind::Int3),
             Self::Turned2 => Form::Turned(CodeKind::Int2),
             Self::Int4Int2 => Form::Halves,
+            Self::Trellis2 => Form::Turned(CodeKind::Trellis2),
         }
     }
 
@@ -196,6 +200,7 @@ impl StorageKind {
             Self::Turned3 => "turned3",
             Self::Turned2 => "turned2",
             Self::Int4Int2 => "int4/2",
+            Self::Trellis2 => "trellis2",
         }
     }
 }
@@ -373,7 +378,9 @@ mod tests {
     /// The order of the kinds is part of the wire format.
     #[test]
     fn kinds_keep_their_numbers() {
-        let kinds = ["f32", "f16", "int8", "int4", "bf16", "int3", "int2", "turned4", "turned3", "turned2", "int4/2"];
+        let kinds = [
+            "f32", "f16", "int8", "int4", "bf16", "int3", "int2", "turned4", "turned3", "turned2", "int4/2", "trellis2",
+        ];
         for (number, name) in kinds.into_iter().enumerate() {
             let kind = StorageKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap();
             assert_eq!(kind as usize, number, "{name}");

@@ -101,6 +101,7 @@ fn tolerance(kind: StorageKind) -> f32 {
         StorageKind::Turned4 => 1.0,
         StorageKind::Turned3 => 1.8,
         StorageKind::Turned2 => 3.5,
+        StorageKind::Trellis2 => 2.8,
         _ => 0.0,
     }
 }

@@ -276,7 +276,7 @@ impl Value<'_> {
             Some(store) => Ok(store),
             None => syntax(
                 self.at,
-                "f32, f16, bf16, int8, int4, int3 or int2; of keys also int4/2, of values turned4, turned3 or turned2",
+                "f32, f16, bf16, int8, int4, int3 or int2; of keys also int4/2, of values turned4, turned3, turned2 or trellis2",
             ),
         }
     }

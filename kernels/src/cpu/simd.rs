@@ -12,6 +12,7 @@ mod bytes_x86;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod trellis;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

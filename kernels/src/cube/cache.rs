@@ -16,7 +16,7 @@ use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
 use std::sync::{Mutex, PoisonError};
 use thinkey_core::{
-    Admission, CacheBytes, CachePlan, Error, HeadLayout, Lambda, Span,
+    Admission, CacheBytes, CachePlan, Error, HeadLayout, Lambda, Span, StorageKind,
     channel::{compensate, random},
     policy::{Fix, Life, Score},
 };
@@ -81,6 +81,7 @@ impl<R: CubeRuntime> DeviceCache<R> {
             && plan.eviction.is_none()
             && !plan.keys.turns()
             && !plan.keys.halves()
+            && plan.values != StorageKind::Trellis2
             && plan.head_dim.is_multiple_of(2)
             && !plan.renews
             && !plan.flexible

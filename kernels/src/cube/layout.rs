@@ -158,7 +158,7 @@ impl Shape {
 pub(crate) fn bits(kind: StorageKind) -> u32 {
     match kind.form() {
         Form::Float(_) | Form::Halves => 0,
-        Form::Codes(kind) | Form::Turned(kind) => u32::from(kind.largest()).trailing_ones(),
+        Form::Codes(kind) | Form::Turned(kind) => CodeKind::bits(kind) as u32,
     }
 }
 

@@ -88,6 +88,11 @@ fn quad_codes<B: Bytes>(bytes: B, kind: CodeKind, quad: &[u8]) -> [B::Codes; VEC
                 return bytes.two_bits(quad);
             }
         }
+        CodeKind::Trellis2 => {
+            if let Some(quad) = quad.first_chunk() {
+                return bytes.trellis(quad);
+            }
+        }
     }
     unreachable!("a quad of {} bytes", quad.len())
 }

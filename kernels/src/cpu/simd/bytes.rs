@@ -8,7 +8,7 @@
 use super::bytes_neon::NeonBytes;
 #[cfg(target_arch = "x86_64")]
 use super::bytes_x86::Narrow;
-use super::{Kind, LANES, Level, Portable, Simd};
+use super::{Kind, LANES, Level, Portable, Simd, trellis};
 
 /// Bytes of a vector.
 pub const BYTES: usize = 4 * LANES;
@@ -95,6 +95,9 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// [`two_bits`](Self::two_bits) of the first 32, and a third bit for every code: bits 0 of the other sixteen for the
     /// first sixteen codes, then bits 1 and so on.
     fn three_bits(self, bytes: &[u8; 48]) -> [Self::Codes; 2];
+
+    /// The numbers, at most 15, of a quad of a [trellis](super::trellis), in the order of [`two_bits`](Self::two_bits).
+    fn trellis(self, quad: &[u8; 32]) -> [Self::Codes; 2];
 
     /// Low halves of `a`, high halves of `a`, low halves of `b`, high halves of `b`.
     fn nibbles16(self, a: &[u8; 16], b: &[u8; 16]) -> Self::Codes;
@@ -255,6 +258,11 @@ impl Bytes for Portable {
             codes.iter_mut().zip(high).for_each(|(code, high)| *code |= (high >> bit & 1) << 2);
         }
         codes
+    }
+
+    #[inline(always)]
+    fn trellis(self, quad: &[u8; 32]) -> [Self::Codes; 2] {
+        trellis::portable(quad)
     }
 
     #[inline(always)]
@@ -479,6 +487,7 @@ mod tests {
             out.extend(b.low_high(low).map(|halves| b.dot(halves, 0, x)));
             out.extend(b.two_bits(first).map(|codes| b.dot(codes, 0, x)));
             out.extend(b.three_bits(bytes.first_chunk().unwrap()).map(|codes| b.dot(codes, 0, x)));
+            out.extend(b.trellis(first).map(|codes| b.dot(codes, 0, x)));
             for codes in four.into_iter().chain(five).chain([six0, six1]) {
                 out.extend([b.dot(codes, 0, x), b.dot(codes, 8, x), b.dot(codes, 16, x), b.dot(codes, 32, x)]);
             }

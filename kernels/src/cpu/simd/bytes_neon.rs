@@ -5,7 +5,7 @@
 
 use super::Simd;
 use super::bytes::{BYTES, ByteKernel, Bytes, Quarter, SIGNED};
-use super::neon::Neon;
+use super::{neon::Neon, trellis};
 use std::arch::{aarch64::*, asm, is_aarch64_feature_detected};
 
 /// NEON, where `DOT` with the dot products of bytes. A value proves that the machine has them.
@@ -142,6 +142,12 @@ impl<const DOT: bool> Bytes for NeonBytes<DOT> {
             }
         }
         codes
+    }
+
+    #[inline(always)]
+    fn trellis(self, quad: &[u8; 32]) -> [Self::Codes; 2] {
+        // SAFETY: 32 bytes are readable there, sixteen of them from the middle.
+        unsafe { trellis::neon::numbers(vld1q_u8(quad.as_ptr()), vld1q_u8(quad.as_ptr().add(16))) }
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@
 
 use super::Simd;
 use super::bytes::{BYTES, ByteKernel, Bytes, Quarter, SIGNED, offset_shift};
+use super::trellis;
 use super::x86::{Avx2, Avx512};
 use std::arch::x86_64::*;
 
@@ -155,6 +156,18 @@ impl<const VNNI: bool> Bytes for Narrow<VNNI> {
                 [_mm256_or_si256(_mm256_and_si256(x, mask), e), _mm256_or_si256(_mm256_and_si256(b, mask), f)],
                 [_mm256_or_si256(_mm256_and_si256(c, mask), g), _mm256_or_si256(_mm256_and_si256(d, mask), h)],
             ]
+        }
+    }
+
+    #[inline(always)]
+    fn trellis(self, quad: &[u8; 32]) -> [Self::Codes; 2] {
+        // SAFETY: 32 bytes are readable there.
+        unsafe {
+            let [a, b] = trellis::x86::nibbles(_mm256_loadu_si256(quad.as_ptr().cast()));
+            let (table, mask) = (trellis::x86::table(), _mm256_set1_epi8(15));
+            let low = |x| _mm256_shuffle_epi8(table, _mm256_and_si256(x, mask));
+            let high = |x| low(_mm256_srli_epi16::<4>(x));
+            [[low(a), low(b)], [high(a), high(b)]]
         }
     }
 
@@ -543,6 +556,18 @@ impl Bytes for Wide {
             let f = _mm512_srlv_epi64(high, _mm512_setr_epi64(2, 2, 3, 3, 4, 4, 5, 5));
             // a | b & c
             [_mm512_ternarylogic_epi64::<0xF8>(first, e, four), _mm512_ternarylogic_epi64::<0xF8>(second, f, four)]
+        }
+    }
+
+    #[inline(always)]
+    fn trellis(self, quad: &[u8; 32]) -> [Self::Codes; 2] {
+        // SAFETY: 32 bytes are readable there.
+        unsafe {
+            let [a, b] = trellis::x86::nibbles(_mm256_loadu_si256(quad.as_ptr().cast()));
+            let nibbles = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+            let (table, mask) = (_mm512_broadcast_i64x4(trellis::x86::table()), _mm512_set1_epi8(15));
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), mask);
+            [_mm512_shuffle_epi8(table, _mm512_and_si512(nibbles, mask)), _mm512_shuffle_epi8(table, high)]
         }
     }
 

@@ -1,6 +1,6 @@
 //! Factors that stay floats: codes are converted, and shared by all heads.
 
-use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, per_kind, store};
+use super::{BLOCK, Blocks, LANES, Mixed, STEP, Scores, Step, VECTORS, Weights, load, per_kind, quad_codes, store};
 use crate::cpu::{
     loops::HEADS,
     simd::{
@@ -12,17 +12,14 @@ use thinkey_core::quant::{CodeKind, QUAD};
 
 /// The codes of a quad a byte each, where words of them cannot be shifted and masked.
 #[inline(always)]
-fn spread(kind: CodeKind, codes: &[u8]) -> Option<[u8; 2 * BYTES]> {
-    const QUARTER: usize = BYTES / 2;
-    if !matches!(kind, CodeKind::Int3 | CodeKind::Int2) {
+fn spread<B: Bytes>(bytes: B, kind: CodeKind, codes: &[u8]) -> Option<[u8; 2 * BYTES]> {
+    if matches!(kind, CodeKind::Int8 | CodeKind::Int4) {
         return None;
     }
     let mut out = [0; 2 * BYTES];
-    for (quarter, out) in out.chunks_exact_mut(QUARTER).enumerate() {
-        out.iter_mut().zip(codes).for_each(|(to, &codes)| *to = codes >> (2 * quarter) & 3);
-    }
-    for (eighth, out) in out.chunks_exact_mut(QUARTER / 2).enumerate() {
-        out.iter_mut().zip(&codes[QUARTER..]).for_each(|(to, &high)| *to |= (high >> eighth & 1) << 2);
+    for (codes, out) in quad_codes(bytes, kind, codes).into_iter().zip(out.as_chunks_mut().0) {
+        // As they are: nothing is subtracted.
+        bytes.store_weights(codes, 0, out);
     }
     Some(out)
 }
@@ -82,7 +79,7 @@ fn products<B: Bytes, const N: usize>(
         out[n] = [simd.splat(simd.sum(offset)); VECTORS];
         store(simd, [simd.mul(factors[0], scales[0]), simd.mul(factors[1], scales[1])], &mut scaled[n]);
     }
-    per_kind!(blocks.kind(), [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2], kind => {
+    per_kind!(blocks.kind(), [CodeKind::Int8, CodeKind::Int4, CodeKind::Int3, CodeKind::Int2, CodeKind::Trellis2], kind => {
         out = add::<B, N>(bytes, kind, blocks, block, &scaled, out);
     });
     out
@@ -101,7 +98,7 @@ fn add<B: Bytes, const N: usize>(
     let (simd, mut out) = (bytes.simd(), sums);
     for (quad, codes) in blocks.quads(kind, block).take(STEP / QUAD) {
         blocks.fetch(simd, kind, block, quad);
-        let spread = spread(kind, codes);
+        let spread = spread(bytes, kind, codes);
         let (words, _) = match &spread {
             Some(codes) => codes.as_chunks::<BYTES>(),
             None => codes.as_chunks::<BYTES>(),
@@ -110,7 +107,7 @@ fn add<B: Bytes, const N: usize>(
             ($($g:literal)*) => {
                 $(for v in 0..VECTORS {
                     let number = match (kind, words) {
-                        (CodeKind::Int8 | CodeKind::Int3 | CodeKind::Int2, [low, high]) => {
+                        (CodeKind::Int8 | CodeKind::Int3 | CodeKind::Int2 | CodeKind::Trellis2, [low, high]) => {
                             simd.word_codes::<{ 8 * $g }, 255>(if v == 0 { low } else { high })
                         }
                         (CodeKind::Int4, [both]) if v == 0 => simd.word_codes::<{ 8 * $g }, 15>(both),

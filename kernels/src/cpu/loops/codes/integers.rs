@@ -242,7 +242,7 @@ impl<B: Bytes, const N: usize, const V: usize, const FINE: bool> Sums<B, N, V, F
                     sums[n][v] = bytes.coarse_begin(coarse[n][v]);
                 }
             }
-            per_kind!(blocks.kind(), [CodeKind::Int4, CodeKind::Int3, CodeKind::Int2], kind => {
+            per_kind!(blocks.kind(), [CodeKind::Int4, CodeKind::Int3, CodeKind::Int2, CodeKind::Trellis2], kind => {
                 for (quad, codes) in blocks.quads(kind, block).take(COARSE) {
                     // In the first pass, not in each.
                     if FIRST == 0 {
