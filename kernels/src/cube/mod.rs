@@ -4,12 +4,12 @@
 //! core's `HeadLayout` describes, so that core's plain loops are the contract that they are tested against.
 //!
 //! A step of decoding launches nine kernels for each layer, whatever the batch up to 32 sequences: the product that makes
-//! queries, keys and values with normalisation in front of it ([`gemv`]), [`rotate`], [`append`], [`attention`]'s two and
-//! [`merge`], and three products more, of which one multiplies up with silu(gate) and two add to the residual stream. Each
+//! queries, keys and values with normalisation in front of it (`gemv`), `rotate`, `append`, `attention`'s two and
+//! `merge`, and three products more, of which one multiplies up with silu(gate) and two add to the residual stream. Each
 //! product is as many launches as its matrices have formats. Beside the layers there are three: two look up embeddings and
-//! write logits, and one [`flush`] a layer comes every 32 tokens. Until a sequence has chosen its channels, one a layer more
-//! counts the energies of its queries; choosing them, once a sequence, is two to three more: [`score`], [`select`], and
-//! [`learn`]'s means. What kernels go by is uploaded once a step.
+//! write logits, and one `flush` a layer comes every 32 tokens. Until a sequence has chosen its channels, one a layer more
+//! counts the energies of its queries; choosing them, once a sequence, is two to three more: `score`, `select`, and
+//! `learn`'s means. What kernels go by is uploaded once a step.
 //!
 //! Nothing waits for the device but what reads logits, and a first prompt that learns how queries are corrected: it reads
 //! the covariance of the keys of a layer and solves it on the host, as the processor does, since sums of 64 bits are not to
