@@ -161,15 +161,9 @@ fn document() -> String {
 /// A document that was read, and a device that is switched off: another goes on as the first would have.
 #[test]
 fn a_snapshot_goes_on_where_the_device_was_switched_off() {
-    let policies = [
-        "full",
-        "think,lambda=.6,keys=int8,values=int4",
-        "balanced",
-        "choice=adaptive(.5,8),fix=compensated,values=turned4",
-        "tokens=snapkv(256,32,7,avg),choice=top(.5),keys=int4",
-        "tokens=h2o(256,32)",
-        "choice=top(.5),life=every(64)",
-    ];
+    // All that a policy may change is tried on tiny models, without a line: these differ in what a snapshot holds beside keys
+    // and values.
+    let policies = ["full", "balanced", "tokens=snapkv(256,32,7,avg),choice=top(.5),keys=int4", "tokens=h2o(256,32)"];
     let folder = tempfile::tempdir().unwrap();
     let file = |index: usize| folder.path().join(index.to_string()).to_str().unwrap().to_owned();
     let (tcp, text) = (device(&["--listen", "127.0.0.1:0"]), document());
@@ -179,7 +173,7 @@ fn a_snapshot_goes_on_where_the_device_was_switched_off() {
         .map(|(index, policy)| {
             let first = ["--raw", &text, "--max-tokens", "5", "--policy", policy, "--save", &file(index)];
             assert!(talk(&to, &first).len() > 5, "{policy}");
-            talk(&to, &["--append", "", "--max-tokens", "70", "--policy", policy])
+            talk(&to, &["--append", "", "--max-tokens", "40", "--policy", policy])
         })
         .collect();
     drop(tcp);
@@ -188,15 +182,15 @@ fn a_snapshot_goes_on_where_the_device_was_switched_off() {
     let pty = device(&["--context", "800", "--pty"]);
     let to = ["--port", &pty.line];
     for (index, (policy, expected)) in policies.iter().zip(&expected).enumerate() {
-        assert!(expected.len() > 100, "{policy}: {expected}");
-        let restored = talk(&to, &["--restore", &file(index), "--append", "", "--max-tokens", "70"]);
+        assert!(expected.len() > 60, "{policy}: {expected}");
+        let restored = talk(&to, &["--restore", &file(index), "--append", "", "--max-tokens", "40"]);
         assert_eq!(restored, *expected, "{policy}");
     }
     // A snapshot alone: to the device and back it is the same file.
-    assert_eq!(talk(&to, &["--restore", &file(2)]), "");
+    assert_eq!(talk(&to, &["--restore", &file(1)]), "");
     let again = folder.path().join("again");
     assert_eq!(talk(&to, &["--save", again.to_str().unwrap()]), "");
-    let bytes = fs::read(file(2)).unwrap();
+    let bytes = fs::read(file(1)).unwrap();
     assert!(bytes == fs::read(&again).unwrap());
 
     let bad = folder.path().join("bad");

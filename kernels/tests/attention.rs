@@ -223,7 +223,7 @@ fn run(case: &Case, threads: usize, level: Level) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(60)))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(40)))]
     #[test]
     fn sequences_equal_a_dense_softmax(case in cases(), threads in 1usize..=3) {
         for level in Level::available() {
