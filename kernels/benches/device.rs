@@ -1,5 +1,5 @@
-//! Decode attention over the thin cache on a CUDA device, beside what the device copies, and what it takes to make a prompt
-//! thin: `cargo bench -p thinkey-kernels --features cuda --bench device`.
+//! Decode attention over the thin cache on a CUDA device, beside what the device copies; the attention of a prompt to itself,
+//! and what it takes to make it thin: `cargo bench -p thinkey-kernels --features cuda --bench device`.
 //!
 //! 8 KV heads of 4 query heads and 128 channels, of which half are kept. Where there is no device, this says so, and of a
 //! cache that takes more than half of its free memory too. It has not been run on a GPU yet.
@@ -121,6 +121,35 @@ fn admission(kind: StorageKind, tokens: usize) {
     println!("{:6} prompt of {tokens} tokens thinned and stored: {:9.1} µs a layer", kind.name(), seconds[2] * 1e6);
 }
 
+/// The attention of a prompt of `tokens` tokens to itself in one layer, run after run.
+fn prompt(tokens: usize) {
+    let device = Device::default();
+    let mut ops = Ops::new(device.clone());
+    let mut cache = ops.cache(plan(StorageKind::F16, 1, tokens), WINDOW, &kept).expect("a cache");
+    cache.begin(0, tokens, true).expect("room");
+    let runs: Vec<_> = (0..tokens).step_by(RUN).map(|first| rows(RUN.min(tokens - first), &device)).collect();
+    let mut prompt = ops.prompt(&cache, 0, tokens, WINDOW, HEADS);
+    let mut seconds: Vec<f64> = (0..6)
+        .map(|_| {
+            wait(&device);
+            let start = Instant::now();
+            for fused in &runs {
+                ops.hold(&cache, 0, &mut prompt, fused).expect("rows");
+                let out = ops.rows(fused.dims()[0], HEADS.keys());
+                ops.attend_prompt(&cache, 0, &prompt, fused, out).expect("rows");
+            }
+            wait(&device);
+            start.elapsed().as_secs_f64()
+        })
+        .skip(1)
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    // Two products of which half is behind a token, a multiplication and an addition each.
+    let operations = 2.0 * (HEADS.keys() * tokens) as f64 * tokens as f64;
+    let speed = operations / seconds[2] / 1e12;
+    println!("prompt of {tokens} tokens attends: {:9.1} µs a layer, {speed:5.2} TFLOP/s", seconds[2] * 1e6);
+}
+
 /// Whether what is to be measured, caches of `plan`, takes half of `free` bytes at most; says so where it does not.
 fn fits(plan: CachePlan, free: usize) -> bool {
     let bytes = plan.bytes(kept).map_or(usize::MAX, |bytes| bytes.total());
@@ -153,6 +182,9 @@ fn main() {
                 }
             }
         }
+    }
+    for tokens in [512, 2048, 16_384] {
+        prompt(tokens);
     }
     for kind in [StorageKind::F16, StorageKind::Int4] {
         admission(kind, 16_384);

@@ -494,6 +494,44 @@ pub trait ThinOps {
     /// Gives back memory that only prompts need: a long one is through.
     fn rest(&mut self) {}
 
+    /// Gives back memory whose shapes are not those of what comes next: a prompt is through, or steps are of another number of
+    /// rows than those before.
+    fn trim(&mut self) {}
+
     /// Copies a tensor to the host, row after row.
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>);
+
+    /// The `count` largest logits of each row and their tokens, row after row, each as [`keep_best`] has them; all where there
+    /// are fewer. On devices nothing else is brought to the host, up to 64.
+    fn best(&mut self, logits: &Rows<Self>, count: usize, out: &mut Vec<(u32, f32)>) {
+        let (mut all, [rows, vocab]) = (Vec::new(), logits.dims());
+        self.read(logits, &mut all);
+        best_of_rows(&all, rows, vocab, count, out);
+    }
+}
+
+/// [`keep_best`] of each of `rows` rows.
+pub(crate) fn best_of_rows(logits: &[f32], rows: usize, vocab: usize, count: usize, out: &mut Vec<(u32, f32)>) {
+    out.clear();
+    out.reserve(rows * count.min(vocab));
+    logits.chunks_exact(vocab).for_each(|row| keep_best(row, count, out));
+}
+
+/// Adds the `count` largest of `logits`, with their tokens, to `out`: best first, of equals the lower token; what is no number
+/// counts as −∞.
+pub fn keep_best(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
+    let first = out.len();
+    for (token, &logit) in (0u32..).zip(logits) {
+        let logit = if logit.is_nan() { f32::NEG_INFINITY } else { logit };
+        let full = out.len() - first == count;
+        // Nearly all are less, which a comparison tells; it does not tell one 0 from the other.
+        if full && out[first..].last().is_none_or(|last| logit < last.1 || logit.total_cmp(&last.1).is_le()) {
+            continue;
+        }
+        if full {
+            out.pop();
+        }
+        let place = out[first..].partition_point(|(_, other)| logit.total_cmp(other).is_le());
+        out.insert(first + place, (token, logit));
+    }
 }

@@ -27,7 +27,7 @@ pub enum CacheError {
         kind: StorageKind,
     },
     /// The device has no such part of a policy.
-    #[error("{part} is not to be had on this device")]
+    #[error("{part} is not to be had on this device; use fix=compensated or fix=none, or another device")]
     Part {
         /// The slot and its value.
         part: &'static str,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     format::Matrix,
-    ops::{HeadNorms, Heads, HeldHead, Norm, Rotation, Rows, ThinOps, Vector},
+    ops::{HeadNorms, Heads, HeldHead, Norm, Rotation, Rows, ThinOps, Vector, best_of_rows},
 };
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
@@ -379,5 +379,10 @@ impl ThinOps for Cpu {
             out.clear();
             out.extend_from_slice(rows);
         });
+    }
+
+    fn best(&mut self, logits: &Rows<Self>, count: usize, out: &mut Vec<(u32, f32)>) {
+        let [rows, vocab] = logits.dims();
+        read(logits, |logits| best_of_rows(logits, rows, vocab, count, out));
     }
 }

@@ -1,6 +1,6 @@
 //! What stays whole: new sinks, and the ring, whose oldest tokens have left it.
 
-use super::layout::{Shape, head, new_keys, ring, step, stored, whole_key, whole_value};
+use super::layout::{Shape, head, new_keys, ring, step, stored, whole};
 use cubecl::prelude::*;
 use thinkey_core::storage::FloatKind;
 
@@ -75,7 +75,7 @@ pub(crate) fn append(
                 let token = thinned + word * lanes + part;
                 let mut x = f32::new(0.0);
                 if token < thinned + after {
-                    x = whole_key(arena, fused, ring, new_keys + rest, held, token, channel, shape);
+                    x = whole(arena, fused, ring, new_keys + rest, held, token, channel, true, shape);
                 }
                 content |= stored(x, key_kind) << comptime!(16 * part as u32);
             }
@@ -91,7 +91,7 @@ pub(crate) fn append(
             #[unroll]
             for part in 0..channels {
                 let channel = pair * channels + part;
-                let x = whole_value(arena, fused, values, new_values + rest, held, token, channel, shape);
+                let x = whole(arena, fused, values, new_values + rest, held, token, channel, false, shape);
                 content |= stored(x, value_kind) << comptime!(16 * part as u32);
             }
             arena[values + lane * comptime!(shape.dim * value_kind.bytes() / 4) + pair] = content;

@@ -4,7 +4,7 @@
 //! a step, for all layers. Masks, energies and corrections are the device's.
 
 use super::{
-    launch::{Doing, Given, Layer, Numbers, Steps, blocks, head_entry, lasting, row_entry},
+    launch::{Doing, Given, Layer, Numbers, Steps, allocate_exactly, blocks, head_entry, row_entry},
     layout::Shape,
     score,
 };
@@ -44,8 +44,6 @@ pub struct DeviceCache<R: CubeRuntime> {
     window: usize,
     choosing: Choosing,
     layers: Vec<Layer>,
-    /// Layouts of all heads, layer after layer, and where each begins in its layer, in bytes.
-    layouts: Vec<(HeadLayout, usize)>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// What was uploaded for the step under way: all layers go by it.
@@ -55,7 +53,7 @@ pub struct DeviceCache<R: CubeRuntime> {
 /// Tables of a step, with what they were asked for.
 #[derive(Default)]
 struct Tables {
-    batch: Option<(Vec<usize>, Batch)>,
+    batch: Option<(Vec<usize>, usize, Batch)>,
     rows: Option<(SeenRows, RowTables)>,
 }
 
@@ -80,11 +78,17 @@ impl<R: CubeRuntime> DeviceCache<R> {
             && plan.value_lambda == Lambda::WHOLE
             && plan.eviction.is_none()
             && !plan.keys.turns()
-            && !plan.keys.halves()
-            && plan.values != StorageKind::Trellis2
+            && Self::stores(plan.keys)
+            && Self::stores(plan.values)
             && plan.head_dim.is_multiple_of(2)
             && !plan.renews
             && !plan.flexible
+    }
+
+    /// Whether the kernels know how `kind` is stored: by name, so that a new kind is refused until they do.
+    pub(super) const fn stores(kind: StorageKind) -> bool {
+        use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8, Turned2, Turned3, Turned4};
+        matches!(kind, F32 | F16 | Bf16 | Int8 | Int4 | Int3 | Int2 | Turned4 | Turned3 | Turned2)
     }
 
     /// An empty cache, as [`ThinOps::cache`](crate::ops::ThinOps::cache), of a plan that the kernels [know](Self::knows).
@@ -98,21 +102,21 @@ impl<R: CubeRuntime> DeviceCache<R> {
         kept: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Self, CacheError> {
         let planned = plan.bytes(kept)?;
+        allocate_exactly(&client);
         let (mut layers, mut allocated) = (Vec::with_capacity(plan.layers), 0);
-        let mut all = Vec::with_capacity(plan.layers * plan.heads());
         for layer in 0..plan.layers {
             let layouts: Vec<HeadLayout> =
                 (0..plan.heads()).map(|head| plan.head(kept(layer, head))).collect::<Result<_, Error>>()?;
             let (mut table, mut bytes) = (Vec::new(), 0);
             for layout in &layouts {
                 table.extend(head_entry(layout, bytes));
-                all.push((*layout, bytes));
                 bytes += layout.bytes();
             }
             let shape = Shape {
                 dim: plan.head_dim,
                 // Of the rows, which are not known yet.
                 group: 0,
+                queries_width: 0,
                 width: 0,
                 keys_at: 0,
                 values_at: 0,
@@ -125,14 +129,8 @@ impl<R: CubeRuntime> DeviceCache<R> {
             };
             let channels = plan.slots * plan.heads() * plan.head_dim;
             allocated += bytes + channels * 4;
-            // They stay as long as the cache does: to the byte, and not in pages for what comes and goes.
-            let (arena, heads, channels) = lasting(&client, || {
-                (
-                    Numbers::empty(&client, bytes / 4),
-                    Numbers::of(&client, &table),
-                    Numbers::of(&client, &vec![0; channels]),
-                )
-            });
+            let (arena, heads) = (Numbers::empty(&client, bytes / 4), Numbers::of(&client, &table));
+            let channels = Numbers::of(&client, &vec![0; channels]);
             layers.push(Layer { arena, heads, channels, count: plan.heads(), shape });
         }
         let pages = plan.blocks_per_slot() * plan.slots;
@@ -144,20 +142,29 @@ impl<R: CubeRuntime> DeviceCache<R> {
             window,
             choosing: Choosing::default(),
             layers,
-            layouts: all,
             tables: Mutex::default(),
             slots: vec![Slot::default(); plan.slots],
             free: (0..pages as u32).rev().collect(),
         })
     }
 
-    /// A layer, for rows of `heads`.
+    /// A layer, for fused rows of `heads`.
     pub(super) fn layer(&self, layer: usize, heads: Heads) -> Layer {
+        let width = heads.width();
+        self.shaped(layer, heads, [width, width, heads.keys(), heads.values()])
+    }
+
+    /// A layer, for what a prompt [holds](super::held::Held) of `heads`: queries apart from keys and values.
+    pub(super) fn layer_of_held(&self, layer: usize, heads: Heads) -> Layer {
+        let keys = heads.values() - heads.keys();
+        self.shaped(layer, heads, [heads.keys(), 2 * keys, 0, keys])
+    }
+
+    fn shaped(&self, layer: usize, heads: Heads, rows: [usize; 4]) -> Layer {
         let group = heads.cached(&self.plan).group();
         let layer = self.layers[layer].clone();
-        let shape =
-            Shape { group, width: heads.width(), keys_at: heads.keys(), values_at: heads.values(), ..layer.shape };
-        Layer { shape, ..layer }
+        let [queries_width, width, keys_at, values_at] = rows;
+        Layer { shape: Shape { group, queries_width, width, keys_at, values_at, ..layer.shape }, ..layer }
     }
 
     /// How many tokens of `slot` are where: after the step under way where it is `admitted`, else before.
@@ -178,11 +185,6 @@ impl<R: CubeRuntime> DeviceCache<R> {
         self.slots[slot].step.as_ref().expect("a step is under way")
     }
 
-    /// The layout of a head, and the byte of its layer where it begins.
-    pub(super) fn layout(&self, layer: usize, head: usize) -> &(HeadLayout, usize) {
-        &self.layouts[layer * self.plan.heads() + head]
-    }
-
     /// What channels are scored by.
     pub(super) fn score(&self) -> Score {
         self.choosing.score
@@ -200,26 +202,27 @@ impl<R: CubeRuntime> DeviceCache<R> {
         self.tables.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the steps of `slots`, whose new rows follow each other, do in every layer: uploaded for the first one.
+    /// What the steps of `slots`, whose new rows follow each other, do in every layer: uploaded for the first one. The first
+    /// `unheld` rows have no queries.
     ///
     /// # Panics
     /// Where no step is under way.
-    pub(super) fn batch(&self, slots: &[usize]) -> Batch {
+    pub(super) fn batch(&self, slots: &[usize], unheld: usize) -> Batch {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         match &tables.batch {
-            Some((of, batch)) if of == slots => batch.clone(),
+            Some((of, before, batch)) if of == slots && *before == unheld => batch.clone(),
             _ => {
-                let batch = self.new_batch(slots);
-                tables.batch = Some((slots.to_vec(), batch.clone()));
+                let batch = self.new_batch(slots, unheld);
+                tables.batch = Some((slots.to_vec(), unheld, batch.clone()));
                 batch
             }
         }
     }
 
-    fn new_batch(&self, slots: &[usize]) -> Batch {
+    fn new_batch(&self, slots: &[usize], unheld: usize) -> Batch {
         let (mut steps, mut pages, mut row) = (Vec::with_capacity(slots.len()), Vec::new(), 0);
         for &slot in slots {
-            let Slot { step, renewal, counted, pages: own, .. } = &self.slots[slot];
+            let Slot { step, renewal, counted: own_energies, pages: own, .. } = &self.slots[slot];
             let step = step.expect("a step is under way");
             let tokens = step.before.recent as usize + step.new;
             let every = match self.choosing.score {
@@ -229,15 +232,17 @@ impl<R: CubeRuntime> DeviceCache<R> {
                 _ => 1,
             };
             let life = Life::Prompt;
+            let counted = if renewal.counts(life) { step.new.min(self.window) } else { 0 };
             let doing = Doing {
                 slot,
                 row,
                 pages: pages.len(),
-                counted: if renewal.counts(life) { step.new.min(self.window) } else { 0 },
-                forgets: !counted,
+                counted,
+                forgets: !own_energies,
                 chooses: renewal.chooses(life, &step),
                 scored: renewal.rows(life, &step, self.window),
                 every,
+                queries: row + step.new - counted - unheld,
             };
             steps.push((step, doing));
             pages.extend_from_slice(own);
@@ -247,9 +252,9 @@ impl<R: CubeRuntime> DeviceCache<R> {
         Batch { steps: Steps::new(&self.client, &steps), pages: Numbers::of(&self.client, &pages), by }
     }
 
-    /// Counts queries, and chooses the channels of `layer`, `number` of all.
-    pub(super) fn choose(&self, number: usize, layer: &Layer, batch: &Batch, fused: &Numbers) {
-        layer.choose(&self.client, &batch.steps, fused, batch.by, &self.given(number, &batch.steps));
+    /// Counts queries, and chooses the channels of `layer`, `number` of all, by rows of queries and of keys.
+    pub(super) fn choose(&self, number: usize, layer: &Layer, batch: &Batch, rows: (&Numbers, &Numbers)) {
+        layer.choose(&self.client, &batch.steps, rows, batch.by, &self.given(number, &batch.steps));
     }
 
     /// What heads of layer `number` are scored by beside energies.

@@ -1,12 +1,17 @@
 //! Every kernel as CUDA C++, compiled by NVRTC: nothing reaches a GPU uncompiled. No GPU takes part.
 
 use super::{
-    append, attention, flush,
+    append, attention, best,
+    cache::DeviceCache,
+    flush,
     gemv::{self, Outcome, Product},
+    hold,
     layout::Shape,
     learn, merge,
+    prefill::{self, PromptShape},
+    residual::{self, Told},
     rotate::{self, Turn},
-    score, select,
+    score, select, solve,
     tests::client,
     weights::{self, Packed},
 };
@@ -71,7 +76,7 @@ fn kernels_compile_for_cuda() {
         }};
     }
     for (dim, group) in [(64, 3), (128, 4)] {
-        for kind in StorageKind::ALL.into_iter().filter(|kind| !kind.halves()) {
+        for kind in StorageKind::ALL.into_iter().filter(|&kind| DeviceCache::<WgpuRuntime>::stores(kind)) {
             let shape = Shape {
                 dim,
                 group,
@@ -81,6 +86,7 @@ fn kernels_compile_for_cuda() {
                 stride: 64,
                 corrected: true,
                 copies: 1,
+                queries_width: (group + 2) * dim,
                 width: (group + 2) * dim,
                 keys_at: group * dim,
                 values_at: (group + 1) * dim,
@@ -112,14 +118,25 @@ fn kernels_compile_for_cuda() {
                     shape
                 );
                 check!(
-                    name("key_energies"),
-                    score::key_energies::KeyEnergies,
+                    name("energies"),
+                    score::energies::Energies,
                     score::UNITS,
-                    [arena, heads, steps, fused, sums],
+                    [arena, heads, steps, queries, fused, sums],
                     shape,
                     false
                 );
                 check!(name("append"), append::append::Append, append::UNITS, [arena, heads, steps, fused], shape);
+                let told = Told { dim, rows: 32 * group };
+                check!(
+                    name("solve"),
+                    solve::solve::Solve,
+                    solve::UNITS,
+                    [numbers, heads, channels, scratch, arena],
+                    (),
+                    (),
+                    told,
+                    shape.correction()
+                );
                 check!(name("means"), learn::means::Means, score::UNITS, [arena, heads, steps, channels, fused], shape);
                 check!(
                     name("whole_keys"),
@@ -135,11 +152,26 @@ fn kernels_compile_for_cuda() {
             // And these only how many numbers there are.
             if kind == StorageKind::F32 {
                 check!(
-                    name("query_energies"),
-                    score::query_energies::QueryEnergies,
-                    score::UNITS,
-                    [arena, heads, steps, fused],
-                    shape
+                    name("hold"),
+                    hold::hold::Hold,
+                    hold::UNITS,
+                    [fused, held, queries],
+                    (),
+                    (),
+                    group * dim,
+                    shape.width
+                );
+                check!(
+                    name("prefill"),
+                    prefill::prefill::Prefill,
+                    prefill::UNITS,
+                    [fused, held, ends, out],
+                    (),
+                    (),
+                    (),
+                    (),
+                    (),
+                    PromptShape { dim, heads: 2, group, continued: true }
                 );
                 check!(
                     name("select_channels"),
@@ -168,7 +200,15 @@ fn kernels_compile_for_cuda() {
                     (),
                     shape
                 );
-                check!(name("place"), learn::place::Place, score::UNITS, [words, table, to]);
+                let told = Told { dim, rows: 32 * group };
+                check!(
+                    name("choose"),
+                    residual::choose::Choose,
+                    residual::UNITS,
+                    [numbers, heads, scratch, channels],
+                    (),
+                    told
+                );
                 let turn = Turn { heads: group, dim, width: (group + 2) * dim, adjacent: group == 3, normed: true };
                 check!(
                     name("rotate"),
@@ -180,6 +220,9 @@ fn kernels_compile_for_cuda() {
                 );
             }
         }
+    }
+    for first in [true, false] {
+        check!(format!("best, first: {first}"), best::best::Best, best::UNITS, [from, out], (), (), first);
     }
     for format in WeightFormat::ALL {
         let packed = Packed { format, cols: 1536 };

@@ -2,8 +2,7 @@
 
 use super::{
     layout::{
-        BLOCK, Shape, bits, from_half, head, new_keys, no_number, quad_words, ring, step, stored, to_half, whole_key,
-        whole_value,
+        BLOCK, Shape, bits, from_half, head, new_keys, no_number, quad_words, ring, step, stored, to_half, whole,
     },
     turn::{fit_turned, turn, turned_code},
 };
@@ -224,7 +223,7 @@ pub(crate) fn flush(
                 for part in 0..lanes {
                     let lane = index * lanes % BLOCK + part;
                     if lane >= hidden {
-                        let x = whole_key(arena, fused, ring, new_keys, held, first + lane - pad, channel, shape);
+                        let x = whole(arena, fused, ring, new_keys, held, first + lane - pad, channel, true, shape);
                         word |= stored(x, key_kind) << comptime!(16 * part as u32);
                     }
                 }
@@ -243,7 +242,7 @@ pub(crate) fn flush(
                     for lane in 0..BLOCK {
                         // Hidden lanes repeat the oldest token: they must not widen the range.
                         let token = first + max(lane, hidden) - pad;
-                        numbers[lane] = whole_key(arena, fused, ring, new_keys, held, token, channel, shape);
+                        numbers[lane] = whole(arena, fused, ring, new_keys, held, token, channel, true, shape);
                     }
                     let (a, b) = quantise(&numbers, &mut codes, unit * BLOCK, key_bits);
                     scale = a;
@@ -282,7 +281,7 @@ pub(crate) fn flush(
                     #[unroll]
                     for part in 0..numbers_a_word {
                         let channel = index * numbers_a_word % dim + part;
-                        let x = whole_value(
+                        let x = whole(
                             arena,
                             fused,
                             ring_values,
@@ -290,6 +289,7 @@ pub(crate) fn flush(
                             held,
                             first + lane - pad,
                             channel,
+                            false,
                             shape,
                         );
                         word |= stored(x, value_kind) << comptime!(16 * part as u32);
@@ -310,7 +310,7 @@ pub(crate) fn flush(
                     let mut x = f32::new(0.0);
                     if unit >= hidden {
                         let token = first + unit - pad;
-                        x = whole_value(arena, fused, ring_values, new_values, held, token, channel, shape);
+                        x = whole(arena, fused, ring_values, new_values, held, token, channel, false, shape);
                     }
                     row[channel] = x;
                 }
@@ -367,7 +367,7 @@ pub(crate) fn flush(
                         if lane >= hidden {
                             // A group that the channels do not fill repeats the last one.
                             let channel = min(first_channel + index, comptime!(shape.dim - 1).runtime());
-                            x = whole_value(
+                            x = whole(
                                 arena,
                                 fused,
                                 ring_values,
@@ -375,6 +375,7 @@ pub(crate) fn flush(
                                 held,
                                 first + lane - pad,
                                 channel,
+                                false,
                                 shape,
                             );
                         }

@@ -3,9 +3,12 @@
 use super::{
     append, attention, flush,
     layout::{Shape, head, row, step},
-    learn, merge, score, select,
+    learn, merge,
+    residual::{self, Told},
+    score, select, solve,
 };
 use cubecl::{prelude::*, server::Handle};
+use cubecl_runtime::memory_management::MemoryAllocationMode;
 use thinkey_core::{Admission, BLOCK, HeadLayout, Span};
 
 #[cfg(all(test, feature = "vulkan"))]
@@ -26,9 +29,15 @@ pub(crate) fn launches() -> usize {
     LAUNCHES.get()
 }
 
-/// Runs `make`, whose allocations are to stay: each takes as many bytes as it asks for.
-pub(crate) fn lasting<R: Runtime, T: Send>(client: &ComputeClient<R>, make: impl FnOnce() -> T + Send) -> T {
-    client.memory_persistent_allocation((), |()| make()).expect("cubecl does what it is given")
+/// Has whatever this thread allocates from now on take as many bytes as it asks for, to the alignment. Freed memory serves what
+/// is of the same size, until it is [given back](ComputeClient::memory_cleanup).
+///
+/// cubecl's own pools grow in pages, which on CUDA are of up to a quarter of the device's memory, and cannot be told others:
+/// on a board of 8 GiB an activation of 300 MB would take 2 GiB. What is computed with here comes in few sizes.
+pub(crate) fn allocate_exactly<R: Runtime>(client: &ComputeClient<R>) {
+    // SAFETY: it is a setting of the allocator of this thread's stream, made in turn with what that does. What it warns of,
+    // that memory of sizes that do not come again stays, is seen to: it is given back when shapes change.
+    unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
 }
 
 /// Numbers on the device.
@@ -142,6 +151,8 @@ pub(crate) struct Doing {
     pub(crate) scored: usize,
     /// Every so many keys count.
     pub(crate) every: usize,
+    /// The row of queries that is the first of those that count.
+    pub(crate) queries: usize,
 }
 
 /// The steps of a batch, which all layers go through.
@@ -184,6 +195,7 @@ impl Steps {
             entry[step::CHOOSES] = u32::from(doing.chooses);
             entry[step::SCORED] = doing.scored as u32;
             entry[step::EVERY] = doing.every.max(1) as u32;
+            entry[step::QUERIES] = doing.queries as u32;
             table.extend(entry);
             whole.push(before.recent as usize + new);
             blocks = blocks.max(written.len());
@@ -220,33 +232,17 @@ pub(crate) fn plane<R: Runtime>(client: &ComputeClient<R>) -> usize {
 
 impl Layer {
     /// Counts the queries of `steps` and, where one chooses, lists its channels and, where queries are corrected, has every
-    /// channel that is not kept be at its mean. 1 launch; where one chooses, 2 or 3 more.
+    /// channel that is not kept be at its mean. 1 launch; where one chooses, 1 or 2 more.
     pub(crate) fn choose<R: Runtime>(
         &self,
         client: &ComputeClient<R>,
         steps: &Steps,
-        fused: &Numbers,
+        (queries, fused): (&Numbers, &Numbers),
         (l1, by_queries): (bool, bool),
         given: &Given,
     ) {
         let Self { arena, heads, channels, count, shape } = self;
         let dim = shape.dim;
-        if steps.counts {
-            // SAFETY: tables name places in the layer's buffer, which core's layouts keep apart, and rows of `fused`.
-            unsafe {
-                launch!(
-                    client,
-                    score::query_energies,
-                    score::UNITS,
-                    cubes(*count, steps.count, 1),
-                    [arena, heads, steps.entries, fused],
-                    *shape
-                );
-            }
-        }
-        if steps.chunks == 0 {
-            return;
-        }
         let chunks = match given {
             Given::Nothing => steps.chunks,
             Given::Scores(_) => 1,
@@ -256,36 +252,38 @@ impl Layer {
             Given::Scores(scores) => scores.clone(),
             _ => Numbers::empty(client, steps.count * count * chunks * dim),
         };
-        match given {
-            Given::Scores(_) => {}
-            Given::Nothing => {
-                // SAFETY: as above; `sums` has room for every chunk, and those that a step does not have are zeros to it,
-                // since it has fewer tokens than begin there.
-                unsafe {
-                    launch!(
-                        client,
-                        score::key_energies,
-                        score::UNITS,
-                        cubes(chunks, *count, steps.count),
-                        [arena, heads, steps.entries, fused, sums],
-                        *shape,
-                        l1
-                    );
-                }
+        let streamed = if matches!(given, Given::Nothing) { steps.chunks } else { 0 };
+        if steps.counts || streamed > 0 {
+            // SAFETY: tables name places in the layer's buffer, which core's layouts keep apart, and rows of `queries` and
+            // `fused`; `sums` has room for every chunk, and those that a step does not have are zeros to it, since it has
+            // fewer tokens than begin there.
+            unsafe {
+                launch!(
+                    client,
+                    score::energies,
+                    score::UNITS,
+                    cubes(streamed + 1, *count, steps.count),
+                    [arena, heads, steps.entries, queries, fused, sums],
+                    *shape,
+                    l1
+                );
             }
-            Given::Signs { signs, tokens, .. } => {
-                // SAFETY: as above; there are signs for the most tokens that a step of these has.
-                unsafe {
-                    launch!(
-                        client,
-                        score::sketch_energies,
-                        score::UNITS,
-                        cubes(chunks, *count, steps.count),
-                        [arena, heads, steps.entries, fused, signs, sums],
-                        *tokens as u32,
-                        *shape
-                    );
-                }
+        }
+        if steps.chunks == 0 {
+            return;
+        }
+        if let Given::Signs { signs, tokens, .. } = given {
+            // SAFETY: as above; there are signs for the most tokens that a step of these has.
+            unsafe {
+                launch!(
+                    client,
+                    score::sketch_energies,
+                    score::UNITS,
+                    cubes(chunks, *count, steps.count),
+                    [arena, heads, steps.entries, fused, signs, sums],
+                    *tokens as u32,
+                    *shape
+                );
             }
         }
         // SAFETY: as above; `sums` has a number a channel for every chunk.
@@ -342,13 +340,43 @@ impl Layer {
         out
     }
 
-    /// Copies `words` to the places that `table` names: for each run, where it begins in `words`, where in `to`, and its
-    /// length. 1 launch.
-    pub(crate) fn place<R: Runtime>(client: &ComputeClient<R>, words: &[u32], table: &[[u32; 3]], to: &Numbers) {
-        let (words, table) = (Numbers::of(client, words), Numbers::of(client, table.as_flattened()));
-        // SAFETY: callers name places within both, and none twice.
+    /// Has the heads of `slot` be corrected by what `numbers` tell of them, see [`Told`]; where they choose, lists the channels
+    /// that they say to keep first. 1 launch, or 2.
+    pub(crate) fn learn<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        slot: usize,
+        (numbers, told): (&Numbers, Told),
+        chooses: bool,
+    ) {
+        let Self { arena, heads, channels, count, shape } = self;
+        let scratch = Numbers::empty(client, count * told.scratch());
+        let own = (slot * count * shape.dim) as u32;
+        // SAFETY: there are `told.len()` numbers and scratch memory for every head; channels that are listed are channels,
+        // whatever the numbers are, and a correction has room for its numbers and a block more.
         unsafe {
-            launch!(client, learn::place, score::UNITS, cubes(table.len / 3, 1, 1), [words, table, to]);
+            if chooses {
+                launch!(
+                    client,
+                    residual::choose,
+                    residual::UNITS,
+                    cubes(*count, 1, 1),
+                    [numbers, heads, scratch, channels],
+                    own,
+                    told
+                );
+            }
+            launch!(
+                client,
+                solve::solve,
+                solve::UNITS,
+                cubes(*count, 1, 1),
+                [numbers, heads, channels, scratch, arena],
+                own,
+                slot as u32,
+                told,
+                shape.correction()
+            );
         }
     }
 
@@ -382,7 +410,8 @@ impl Layer {
     }
 
     /// The attention of `rows` rows, whose entries are `entries` and which see up to `blocks` blocks each: the output,
-    /// `[rows][query heads · D]`, into `out`, and its ends, see [`merge`](merge::merge). 3 launches.
+    /// `[rows][query heads · D]`, into `out`, and its ends, `[rows][query heads][2]`, into `ends`, see
+    /// [`merge`](merge::merge). 3 launches.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn attend<R: Runtime>(
         &self,
@@ -390,14 +419,14 @@ impl Layer {
         (entries, rows, blocks): (&Numbers, usize, usize),
         pages: &Numbers,
         fused: &Numbers,
-        out: &Numbers,
-    ) -> Numbers {
+        (out, ends): (&Numbers, &Numbers),
+    ) {
         let Self { arena, heads, channels, count, shape } = self;
         let queries = Numbers::empty(client, rows * count * shape.queries());
         let shares = shares(rows * count, blocks);
-        let partials = Numbers::empty(client, rows * count * shares * shape.group * shape.partial());
+        // Of the same size whatever the depth, so that it serves all steps.
+        let partials = Numbers::empty(client, rows * count * most_shares(rows * count) * shape.group * shape.partial());
         let query_heads = count * shape.group;
-        let ends = Numbers::empty(client, rows * query_heads * 2);
         // SAFETY: entries name slots, and pages of the layer's buffer; every cube writes to words of its own.
         unsafe {
             launch!(
@@ -430,15 +459,18 @@ impl Layer {
                 shape.values.turns()
             );
         }
-        ends
     }
 }
 
-/// Into how many shares the tokens of each of `heads` heads are split, of up to `blocks` blocks: enough cubes to fill a
-/// large device, of a tile at least each.
-fn shares(heads: usize, blocks: usize) -> usize {
+/// Into how many shares the tokens of each of `heads` heads are split at most: enough cubes to fill a large device.
+fn most_shares(heads: usize) -> usize {
     const CUBES: usize = 512;
-    CUBES.div_ceil(heads.max(1)).min(blocks.div_ceil(attention::TILE)).max(1)
+    CUBES.div_ceil(heads.max(1))
+}
+
+/// Into how many shares they are split where there are up to `blocks` blocks: of a tile at least each.
+fn shares(heads: usize, blocks: usize) -> usize {
+    most_shares(heads).min(blocks.div_ceil(attention::TILE)).max(1)
 }
 
 /// Blocks that a row of `span` sees at most: of its prefix and of whole tokens.

@@ -102,8 +102,10 @@ pub(crate) mod step {
     pub(crate) const SCORED: usize = 15;
     /// Every so many keys are looked at.
     pub(crate) const EVERY: usize = 16;
+    /// The row of queries that is the first of those that count.
+    pub(crate) const QUERIES: usize = 17;
     /// Fields of an entry.
-    pub(crate) const FIELDS: usize = 17;
+    pub(crate) const FIELDS: usize = 18;
 }
 
 /// What is the same for all heads of a cache, known when a kernel is compiled.
@@ -125,7 +127,9 @@ pub(crate) struct Shape {
     pub(crate) corrected: bool,
     /// Caches of a KV head.
     pub(crate) copies: usize,
-    /// Width of a fused row.
+    /// Width of a row of queries: those of head 0 come first.
+    pub(crate) queries_width: usize,
+    /// Width of a row of keys and values, which may be the same rows.
     pub(crate) width: usize,
     /// Where its keys begin.
     pub(crate) keys_at: usize,
@@ -248,10 +252,11 @@ pub(crate) fn new_keys(steps: &Array<u32>, entry: usize, at: usize, #[comptime] 
         + at / comptime!(shape.copies) * comptime!(shape.dim)
 }
 
-/// Channel `channel` of the key of whole token `token`: of the ring, whose keys begin at word `ring`, where it is one of
-/// `held`, else of the rows of `fused`, in which that of token `held` begins at `new`.
+/// Channel `channel` of the key, or value, of whole token `token`: of the ring, whose keys (channel after channel) or values
+/// (token after token) begin at word `ring`, where it is one of `held`, else of the rows of `fused`, in which that of token
+/// `held` begins at `new`.
 #[cube]
-pub(crate) fn whole_key(
+pub(crate) fn whole(
     arena: &Array<u32>,
     fused: &Array<f32>,
     ring: usize,
@@ -259,31 +264,15 @@ pub(crate) fn whole_key(
     held: usize,
     token: usize,
     channel: usize,
+    #[comptime] keys: bool,
     #[comptime] shape: Shape,
 ) -> f32 {
-    if token < held {
+    if token >= held {
+        fused[new + (token - held) * comptime!(shape.width) + channel]
+    } else if comptime!(keys) {
         number(arena, ring, channel * comptime!(shape.stride) + token, comptime!(shape.keys.ring()))
     } else {
-        fused[new + (token - held) * comptime!(shape.width) + channel]
-    }
-}
-
-/// As [`whole_key`], of values, which lie token after token in the ring.
-#[cube]
-pub(crate) fn whole_value(
-    arena: &Array<u32>,
-    fused: &Array<f32>,
-    ring_values: usize,
-    new: usize,
-    held: usize,
-    token: usize,
-    channel: usize,
-    #[comptime] shape: Shape,
-) -> f32 {
-    if token < held {
-        number(arena, ring_values, token * comptime!(shape.dim) + channel, comptime!(shape.values.ring()))
-    } else {
-        fused[new + (token - held) * comptime!(shape.width) + channel]
+        number(arena, ring, token * comptime!(shape.dim) + channel, comptime!(shape.values.ring()))
     }
 }
 

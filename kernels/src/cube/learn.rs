@@ -1,10 +1,11 @@
 //! How queries are corrected for the channels that are not kept, see [`thinkey_core::channel::compensate`].
 //!
-//! By [`means`], where too few tokens are there to tell more. Else the host solves for it: [`whole_keys`] brings what the
-//! cache holds into the form that matrix products take, and [`place`] brings the solution to where it belongs.
+//! By [`means`], where too few tokens are there to tell more. Else [`solve`](super::solve::solve), after
+//! [`residual`](super::residual::choose) where that chooses: [`whole_keys`] brings what the cache holds into the form that
+//! matrix products take, whose results these read.
 
 use super::{
-    layout::{Shape, head, new_keys, number, ring, step, stored, whole_key},
+    layout::{Shape, head, new_keys, number, ring, step, stored, whole},
     score::UNITS,
 };
 use cubecl::prelude::*;
@@ -42,7 +43,7 @@ pub(crate) fn means(
             let channel = channels[own + lost] as usize;
             let mut sum = f32::new(0.0);
             for token in 0..tokens {
-                sum += whole_key(arena, fused, ring, new_keys, held, token, channel, shape);
+                sum += whole(arena, fused, ring, new_keys, held, token, channel, true, shape);
             }
             mean[lost] = sum / count;
         }
@@ -90,16 +91,5 @@ pub(crate) fn whole_keys(
         } else {
             number(arena, ring, channel * comptime!(shape.stride) + token - sinks, kind)
         };
-    }
-}
-
-/// Copies runs of words: one cube a run, of which `table` says where it begins in `words` and in `to`, and its length.
-#[cube(launch_unchecked)]
-pub(crate) fn place(words: &Array<u32>, table: &Array<u32>, to: &mut Array<u32>) {
-    let entry = CUBE_POS_X as usize * 3;
-    let from = table[entry] as usize;
-    let at = table[entry + 1] as usize;
-    for index in range_stepped(UNIT_POS as usize, table[entry + 2] as usize, UNITS) {
-        to[at + index] = words[from + index];
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     gemv::{self, Outcome, Product},
-    launch::{Numbers, cubes, lasting, launch, plane},
+    launch::{Numbers, allocate_exactly, cubes, launch, plane},
     weights::{self, Packed},
 };
 use crate::{
@@ -55,7 +55,8 @@ impl DeviceLinear {
         bias: Option<Vec<f32>>,
     ) -> Result<Self, LinearError> {
         let layer = Linear::new(parts, bias)?;
-        Ok(lasting(client, || Self::upload(client, &layer)))
+        allocate_exactly(client);
+        Ok(Self::upload(client, &layer))
     }
 
     fn upload<R: Runtime>(client: &ComputeClient<R>, layer: &Linear) -> Self {

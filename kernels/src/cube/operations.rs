@@ -210,7 +210,7 @@ fn a_layer_of_a_step_is_nine_launches() {
             slots.iter().for_each(|&slot| cache.commit(slot));
         }
         // Energies are counted until channels are chosen, and a block is written then and after every 32 tokens.
-        let chosen = counts.iter().position(|&count| count == 13.0).unwrap();
+        let chosen = counts.iter().position(|&count| count == 12.0).unwrap();
         assert!(counts[..chosen].iter().all(|&count| count == 10.0), "{counts:?}");
         for (since, &count) in counts[chosen..].iter().enumerate().skip(1) {
             assert_eq!(count, if since % 32 == 0 { 10.0 } else { 9.0 }, "{since} steps after channels are chosen");
@@ -244,5 +244,30 @@ fn heads_are_rotated_as_by_plain_tensors() {
                 assert!((x - y).abs() < 2e-3, "{normed} {pairs:?}: {x}, not {y}");
             }
         }
+    }
+}
+
+/// The candidates of every row, of vocabularies of one cube and more, equals and what is no number among them; and that no more
+/// than two launches are taken.
+#[test]
+fn the_best_logits_are_those_of_the_host() {
+    let (mut ops, mut plain) = (device(), Reference::<NdArray>::new(Default::default()));
+    for (vocab, count, most) in [(50_000, 1, 2), (50_000, 64, 2), (300, 7, 1), (5, 9, 1), (4097, 40, 2), (9000, 100, 0)]
+    {
+        let mut data = super::prompt_tests::random(vocab as u64, 3 * vocab);
+        data.iter_mut().step_by(7).for_each(|x| *x = (*x * 8.0).round());
+        data.iter_mut().skip(2).step_by(5).for_each(|x| *x = f32::NAN);
+        data[vocab..2 * vocab].iter_mut().skip(4).for_each(|x| *x = f32::NEG_INFINITY);
+        let (mut actual, mut expected) = (Vec::new(), Vec::new());
+        plain.best(
+            &Tensor::from_data(TensorData::new(data.clone(), [3, vocab]), &Default::default()),
+            count,
+            &mut expected,
+        );
+        let before = launches();
+        ops.best(&Tensor::from_data(TensorData::new(data, [3, vocab]), &Default::default()), count, &mut actual);
+        assert_eq!(launches() - before, most, "launches for {count} of {vocab}");
+        assert_eq!(actual, expected, "{count} of {vocab}");
+        assert_eq!(actual.len(), 3 * count.min(vocab));
     }
 }

@@ -1,15 +1,18 @@
-//! The operations on a device: by kernels what a step of decoding does, and by tensor operations what is left of a prompt:
-//! products with more than a few rows, whose weights are dequantised in parts, and its attention to itself.
+//! The operations on a device: by kernels what a step of decoding does and how a prompt attends, and by tensor operations what
+//! is left of a prompt: products with more than a few rows, whose weights are dequantised in parts.
 //!
 //! Plans with parts that the kernels have not (thin values, keys along their main directions or predicted, tokens evicted
 //! one by one, masks that are chosen anew, channels shared out by each prompt) get a [cache of plain tensors](ReferenceCache),
 //! which refuses what it has not either.
 
 use super::{
+    best,
     cache::DeviceCache,
     gemv::Outcome,
-    launch::{Layer, Numbers, cubes, launch},
+    held::Held,
+    launch::{Layer, Numbers, allocate_exactly, cubes, launch},
     linear::{DeviceLinear, FEW, NormOf, Span},
+    residual::Told,
     rotate::{self, Turn},
 };
 use crate::{
@@ -24,20 +27,8 @@ use burn::tensor::{
     backend::Backend,
 };
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
-use half::f16;
 use std::{marker::PhantomData, ops::Range};
-use thinkey_core::{
-    CacheBytes, CachePlan, ChannelMask, Error,
-    channel::{
-        compensate::{self, Correction},
-        residual,
-    },
-    policy::Score,
-    storage::{Element, FloatKind},
-};
-
-/// Query rows of a prompt that attend to its own tokens at once: bounds the scores that are held.
-const ROWS: usize = 128;
+use thinkey_core::{CacheBytes, CachePlan, Error, policy::Score};
 
 /// [`ThinOps`] for a device whose tensors are CubeCL's.
 pub struct Device<B: Backend, R: CubeRuntime> {
@@ -46,6 +37,8 @@ pub struct Device<B: Backend, R: CubeRuntime> {
     /// Positions of the rows that were rotated last, and the frequencies: all layers turn by the same.
     positions: Option<(Vec<u32>, Numbers)>,
     frequencies: Option<(Vec<f32>, Numbers)>,
+    /// What is hidden from the newest queries of a prompt that learns, and of which.
+    hidden: Option<([usize; 4], Tensor<B, 3>)>,
     runtime: PhantomData<R>,
 }
 
@@ -55,6 +48,14 @@ pub enum AnyCache<B: Backend, R: CubeRuntime> {
     Blocks(Box<DeviceCache<R>>),
     /// Of plain tensors.
     Plain(Box<ReferenceCache<B>>),
+}
+
+/// What a prompt holds on a device, for the cache that it attends to.
+pub enum AnyPrompt<B: Backend> {
+    /// By kernels.
+    Held(Held),
+    /// By plain tensors.
+    Plain(ReferencePrompt<B>),
 }
 
 /// Runs `$body` with the cache at hand.
@@ -118,7 +119,17 @@ where
     #[must_use]
     pub fn new(device: B::Device) -> Self {
         let plain = Reference::new(device.clone());
-        Self { plain, device, positions: None, frequencies: None, runtime: PhantomData }
+        allocate_exactly(&R::client(&device));
+        Self { plain, device, positions: None, frequencies: None, hidden: None, runtime: PhantomData }
+    }
+
+    /// Bytes of the device's memory that are taken by what was allocated on this thread, used or not.
+    ///
+    /// # Panics
+    /// Where the device fails.
+    #[must_use]
+    pub fn reserved(&self) -> usize {
+        R::client(&self.device).memory_usage().expect("a device that works").bytes_reserved as usize
     }
 
     /// The numbers of a tensor, row after row.
@@ -186,41 +197,31 @@ where
     }
 
     /// Learns how the queries of a layer are corrected from a prompt whose channels have just been chosen.
-    ///
-    /// The covariance is the device's work; what it reads back once a layer, some D² numbers a head, is solved on the host.
-    fn learn(
-        &self,
-        cache: &DeviceCache<R>,
-        number: usize,
-        layer: &Layer,
-        prompt: &ReferencePrompt<B>,
-        fused: &Rows<Self>,
-    ) -> Result<(), Error> {
-        let (plan, heads, slot) = (*cache.plan(), prompt.heads, prompt.slot);
-        let (cached, dim, [rows, _]) = (heads.cached(&plan), heads.head_dim, fused.dims());
+    fn learn(&mut self, cache: &DeviceCache<R>, layer: &Layer, prompt: &Held) {
+        let Held { slot, heads, rows, .. } = *prompt;
+        let plan = *cache.plan();
+        let (cached, dim) = (heads.cached(&plan), heads.head_dim);
         let (group, step, window) = (cached.group(), *cache.step(slot), cache.window().min(rows));
         let (sinks, recent) = (step.before.sinks as usize, step.before.recent as usize);
         let (held, first) = (sinks + recent, step.after.sinks as usize);
         let tokens = held + rows;
+        let own = self.tensor(&prompt.tokens, [rows, Held::width(heads)]);
+        // The newest of those that are there.
+        let newest = self.tensor(&prompt.queries, [prompt.window, heads.keys()]);
+        let newest = newest.narrow(0, prompt.window - window, window);
         let past = (held > 0).then(|| {
             let keys = layer.whole_keys(&cache.client, slot, (sinks, recent));
             self.tensor(&keys, [cached.kv_heads * held, dim])
         });
-        // As `mass` in core: tokens after a query, and those before its window that are no sinks, get nothing.
-        let near = plan.window.unwrap_or(usize::MAX);
-        let sees = |row: usize, token: usize| token <= row && (token < first || token.saturating_add(near) > row);
-        let hidden: Vec<f32> = (tokens - window..tokens)
-            .flat_map(|row| (0..tokens).map(move |token| if sees(row, token) { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        let hidden = Tensor::<B, 3>::from_data(TensorData::new(hidden, [1, window, tokens]), &self.device);
+        let hidden = self.hidden([window, tokens, first, plan.window.unwrap_or(usize::MAX)]);
         let mut parts = Vec::with_capacity(3 * cached.kv_heads);
         for head in 0..cached.kv_heads {
-            let new = fused.clone().narrow(1, heads.keys() + head / plan.copies * dim, dim);
+            let new = own.clone().narrow(1, head / plan.copies * dim, dim);
             let keys = match &past {
                 Some(past) => Tensor::cat(vec![past.clone().narrow(0, head * held, held), new], 0),
                 None => new,
             };
-            let queries = fused.clone().narrow(0, rows - window, window).narrow(1, head * group * dim, group * dim);
+            let queries = newest.clone().narrow(1, head * group * dim, group * dim);
             let queries = queries.reshape([window, group, dim]).swap_dims(0, 1);
             let logits = queries.clone().matmul(keys.clone().transpose().unsqueeze::<3>()) / (dim as f32).sqrt();
             let mass = softmax(logits + hidden.clone(), 2).sum_dim(0).sum_dim(1).reshape([tokens, 1]);
@@ -234,52 +235,24 @@ where
             let covariance = (centred.clone() * weights).transpose().matmul(centred);
             parts.extend([mean, covariance, queries.reshape([group * window, dim])]);
         }
-        let numbers: Vec<f32> = Tensor::cat(parts, 0).into_data().iter::<f32>().collect();
-        let chosen = match cache.score() {
-            Score::Residual => None,
-            _ => {
-                let chosen = cache.client.read_one_unchecked(layer.channels.handle.clone());
-                Some(bytemuck::pod_collect_to_vec::<u8, u32>(&chosen))
-            }
-        };
-        let (mut words, mut places) = (Vec::new(), Vec::new());
-        let (mut channels, mut lists) = (Vec::new(), Vec::new());
-        for (head, numbers) in numbers.chunks_exact((1 + dim + group * window) * dim).enumerate() {
-            let (mean, rest) = numbers.split_at(dim);
-            let (covariance, queries) = rest.split_at(dim * dim);
-            let mut covariance = covariance.to_vec();
-            compensate::complete(&mut covariance, dim);
-            let (layout, start) = cache.layout(number, head);
-            let (kept, list) = (usize::from(layout.kept), (slot * cached.kv_heads + head) * dim);
-            let mask = match &chosen {
-                Some(chosen) => {
-                    ChannelMask::from_channels(dim, chosen[list..list + kept].iter().map(|&channel| channel as usize))?
-                }
-                None => {
-                    let (mut left, mut moment) = (covariance.clone(), vec![0.0; dim * dim]);
-                    residual::moment(queries, group * window, dim, dim, &mut moment)?;
-                    let (mut scratch, mut gains) = (vec![0.0; residual::scratch_len(dim)], vec![0.0; dim]);
-                    residual::choose(&mut left, &moment, kept, &mut scratch, &mut gains, &mut vec![0; kept])?
-                }
-            };
-            if kept < dim {
-                let solved = match layout.correction_kind() {
-                    FloatKind::F32 => solve::<f32>(mean, &covariance, &mask)?,
-                    _ => solve::<f16>(mean, &covariance, &mask)?,
-                };
-                let at = (start + layout.correction(slot).start) / 4;
-                places.push([words.len() as u32, at as u32, solved.len() as u32]);
-                words.extend(solved);
-            }
-            lists.push([channels.len() as u32, list as u32, dim as u32]);
-            let lost = (0..dim).filter(|&channel| !mask.contains(channel));
-            channels.extend(mask.channels().chain(lost).map(|channel| channel as u32));
+        let told = Told { dim, rows: group * window };
+        let numbers = self.numbers(&Tensor::cat(parts, 0));
+        layer.learn(&cache.client, slot, (&numbers, told), cache.score() == Score::Residual);
+    }
+
+    /// What hides tokens from the newest queries, `[1, window, tokens]`, as `mass` in core: those after a query, and those
+    /// before its window of `near` tokens, if they are no sinks, of which there are `sinks`. The same for all layers.
+    fn hidden(&mut self, of: [usize; 4]) -> Tensor<B, 3> {
+        let [window, tokens, sinks, near] = of;
+        if let Some((_, hidden)) = self.hidden.as_ref().filter(|(known, _)| *known == of) {
+            return hidden.clone();
         }
-        if !places.is_empty() {
-            Layer::place(&cache.client, &words, &places, &layer.arena);
-        }
-        Layer::place(&cache.client, &channels, &lists, &layer.channels);
-        Ok(())
+        let sees = |row: usize, token: usize| token <= row && (token < sinks || token.saturating_add(near) > row);
+        let hidden: Vec<f32> = (tokens - window..tokens)
+            .flat_map(|row| (0..tokens).map(move |token| if sees(row, token) { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        let hidden = Tensor::from_data(TensorData::new(hidden, [1, window, tokens]), &self.device);
+        self.hidden.insert((of, hidden)).1.clone()
     }
 
     /// The tensor of numbers that a kernel writes.
@@ -296,14 +269,25 @@ where
         layer: usize,
         rows: &[(usize, usize)],
         admitted: bool,
-        fused: &Rows<Self>,
+        fused: &Numbers,
         heads: Heads,
-    ) -> (Rows<Self>, Rows<Self>) {
+    ) -> (Numbers, Numbers) {
         let ((entries, count, most), pages) = cache.rows(rows, admitted);
         let out = Numbers::empty(&cache.client, count * heads.keys());
-        let fused = self.numbers(fused);
-        let ends = cache.layer(layer, heads).attend(&cache.client, (&entries, count, most), &pages, &fused, &out);
-        (self.tensor(&out, [count, heads.keys()]), self.tensor(&ends, [count, heads.heads * 2]))
+        let ends = Numbers::empty(&cache.client, count * heads.heads * 2);
+        cache.layer(layer, heads).attend(&cache.client, (&entries, count, most), &pages, fused, (&out, &ends));
+        (out, ends)
+    }
+
+    /// What `prompt` holds, as plain tensors: the queries of older rows are zeros.
+    fn plain_prompt(&self, prompt: &Held) -> ReferencePrompt<B> {
+        let Held { slot, heads, rows, window, .. } = *prompt;
+        let none = Tensor::zeros([prompt.unheld(), heads.keys()], &self.device);
+        let queries = Tensor::cat(vec![none, self.tensor(&prompt.queries, [window, heads.keys()])], 0);
+        let tokens = self.tensor(&prompt.tokens, [rows, Held::width(heads)]);
+        let mut plain = ReferencePrompt::new(slot, rows, window, heads);
+        plain.hold(&Tensor::cat(vec![queries, tokens], 1));
+        plain
     }
 }
 
@@ -311,16 +295,6 @@ where
 fn gated<B: Backend>(wide: Tensor<B, 2>) -> Tensor<B, 2> {
     let inner = wide.dims()[1] / 2;
     silu(wide.clone().narrow(1, 0, inner)) * wide.narrow(1, inner, inner)
-}
-
-/// The words of the correction for `mask` that core solves for.
-fn solve<E: Element>(mean: &[f32], covariance: &[f32], mask: &ChannelMask) -> Result<Vec<u32>, Error> {
-    let (dim, kept) = (mask.head_dim(), mask.kept());
-    let mut scratch = vec![0.0; Correction::scratch_len(kept)];
-    // In whole words.
-    let mut numbers = vec![E::store(0.0); Correction::len(dim, kept).next_multiple_of(2)];
-    Correction::solve(mean, covariance, mask, &mut scratch, &mut numbers)?;
-    Ok(bytemuck::pod_collect_to_vec(&numbers))
 }
 
 impl<B, R> ThinOps for Device<B, R>
@@ -331,7 +305,7 @@ where
     type Backend = B;
     type Linear = DeviceLinear;
     type Cache = AnyCache<B, R>;
-    type Prompt = ReferencePrompt<B>;
+    type Prompt = AnyPrompt<B>;
 
     fn linear(&self, parts: Vec<Matrix>, bias: Option<Vec<f32>>) -> Result<Self::Linear, LinearError> {
         DeviceLinear::new(&R::client(&self.device), parts, bias)
@@ -359,6 +333,8 @@ where
     }
 
     fn embed(&mut self, table: &Self::Linear, tokens: &[u32], _: Rows<Self>) -> Rows<Self> {
+        // What begins here may run on another thread than what came before.
+        allocate_exactly(&R::client(&self.device));
         self.tensor(&table.listed(&R::client(&self.device), tokens), [tokens.len(), table.cols()])
     }
 
@@ -441,8 +417,8 @@ where
             AnyCache::Blocks(cache) => cache,
             AnyCache::Plain(cache) => return self.plain.admit(cache, layer, slots, fused, heads),
         };
-        let (batch, own, fused) = (cache.batch(slots), cache.layer(layer, heads), self.numbers(fused));
-        cache.choose(layer, &own, &batch, &fused);
+        let (batch, own, fused) = (cache.batch(slots, 0), cache.layer(layer, heads), self.numbers(fused));
+        cache.choose(layer, &own, &batch, (&fused, &fused));
         cache.store(&own, &batch, &fused);
         Ok(())
     }
@@ -462,15 +438,25 @@ where
         };
         let window = cache.plan().window.unwrap_or(usize::MAX);
         let rows: Vec<_> = slots.iter().map(|&slot| (slot, window)).collect();
-        Ok(self.attend_cache(cache, layer, &rows, true, fused, heads).0)
+        let (out, _) = self.attend_cache(cache, layer, &rows, true, &self.numbers(fused), heads);
+        Ok(self.tensor(&out, [slots.len(), heads.keys()]))
     }
 
-    fn prompt(&self, _: &Self::Cache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self::Prompt {
-        ReferencePrompt::new(slot, rows, window, heads)
+    fn prompt(&self, cache: &Self::Cache, slot: usize, rows: usize, window: usize, heads: Heads) -> Self::Prompt {
+        match cache {
+            AnyCache::Blocks(cache) => AnyPrompt::Held(Held::new(&cache.client, slot, rows, window, heads)),
+            AnyCache::Plain(_) => AnyPrompt::Plain(ReferencePrompt::new(slot, rows, window, heads)),
+        }
     }
 
     fn hold(&mut self, _: &Self::Cache, _: usize, prompt: &mut Self::Prompt, fused: &Rows<Self>) -> Result<(), Error> {
-        prompt.hold(fused);
+        match prompt {
+            AnyPrompt::Held(held) => {
+                let [rows, _] = fused.dims();
+                held.take(&R::client(&self.device), &self.numbers(fused), rows);
+            }
+            AnyPrompt::Plain(prompt) => prompt.hold(fused),
+        }
         Ok(())
     }
 
@@ -482,80 +468,73 @@ where
         fused: &Rows<Self>,
         out: Rows<Self>,
     ) -> Result<Rows<Self>, Error> {
-        let cache = match cache {
-            AnyCache::Blocks(cache) => cache,
-            AnyCache::Plain(cache) => return self.plain.attend_prompt(cache, layer, prompt, fused, out),
-        };
-        let heads = prompt.heads;
-        let (own, dim, group, kv_heads) = (prompt.so_far(), heads.head_dim, heads.group(), heads.kv_heads);
-        let ([rows, _], [tokens, _]) = (fused.dims(), own.dims());
-        let (before, past) = (tokens - rows, cache.span(prompt.slot, false));
-        let (first, plan) = (cache.position(prompt.slot), *cache.plan());
-        let window = plan.window.unwrap_or(usize::MAX);
-        let mut outputs = Vec::new();
-        for start in (0..rows).step_by(ROWS) {
-            let count = ROWS.min(rows - start);
-            let chunk = fused.clone().narrow(0, start, count);
-            // Own tokens: those up to the row, within the window or among the sinks.
-            let hidden: Vec<f32> = (before + start..before + start + count)
-                .flat_map(|row| {
-                    (0..tokens).map(move |token| {
-                        let near = first + token < plan.sinks || token.saturating_add(window) > row;
-                        if token <= row && near { 0.0 } else { f32::NEG_INFINITY }
-                    })
-                })
-                .collect();
-            let hidden = Tensor::<B, 3>::from_data(TensorData::new(hidden, [1, count, tokens]), &self.device);
-            let (mut tops, mut sums, mut mixes) = (Vec::new(), Vec::new(), Vec::new());
-            for head in 0..kv_heads {
-                let queries = chunk.clone().narrow(1, head * group * dim, group * dim);
-                let queries = queries.reshape([count, group, dim]).swap_dims(0, 1);
-                let part = |at: usize| own.clone().narrow(1, at + head * dim, dim).unsqueeze::<3>();
-                let scores = queries.matmul(part(heads.keys()).transpose()) / (dim as f32).sqrt() + hidden.clone();
-                let top = scores.clone().max_dim(2);
-                let weights = (scores - top.clone()).exp();
-                sums.push(weights.clone().sum_dim(2));
-                tops.push(top);
-                mixes.push(weights.matmul(part(heads.values())));
+        let (cache, prompt) = match (cache, prompt) {
+            (AnyCache::Blocks(cache), AnyPrompt::Held(prompt)) => (cache, prompt),
+            (AnyCache::Plain(cache), AnyPrompt::Plain(prompt)) => {
+                return self.plain.attend_prompt(cache, layer, prompt, fused, out);
             }
-            // [rows, heads, 1 or D].
-            let all = |parts: Vec<Tensor<B, 3>>| Tensor::cat(parts, 0).swap_dims(0, 1);
-            let (top, sum, mix) = (all(tops), all(sums), all(mixes));
-            outputs.push(if past.tokens() == 0 {
-                (mix / sum).reshape([count, heads.keys()])
-            } else {
-                // And what the cache held before, by the log-sum-exp of both.
-                let seen = |row: usize| (prompt.slot, window.saturating_sub(before + start + row + 1));
-                let rows: Vec<_> = (0..count).map(seen).collect();
-                let (out, ends) = self.attend_cache(cache, layer, &rows, false, &chunk, heads);
-                let (out, ends) = (out.reshape([count, heads.heads, dim]), ends.reshape([count, heads.heads, 2]));
-                let past_top = ends.clone().narrow(2, 0, 1);
-                let most = past_top.clone().max_pair(top.clone());
-                let past = ends.narrow(2, 1, 1) * (past_top - most.clone()).exp();
-                let by = (top - most).exp();
-                ((mix * by.clone() + out * past.clone()) / (sum * by + past)).reshape([count, heads.keys()])
-            });
-        }
-        Ok(Tensor::cat(outputs, 0))
+            _ => panic!("a prompt attends to the cache that it was made for"),
+        };
+        let (heads, [rows, _], fused) = (prompt.heads, fused.dims(), self.numbers(fused));
+        let (before, plan) = (prompt.count - rows, *cache.plan());
+        let window = plan.window.unwrap_or(usize::MAX);
+        let past = (cache.span(prompt.slot, false).tokens() > 0).then(|| {
+            // What the cache held, of the tokens within the window of a row.
+            let seen: Vec<_> = (0..rows).map(|row| (prompt.slot, window.saturating_sub(before + row + 1))).collect();
+            self.attend_cache(cache, layer, &seen, false, &fused, heads)
+        });
+        let (out, ends) = match past {
+            Some((out, ends)) => (out, Some(ends)),
+            None => (Numbers::empty(&cache.client, rows * heads.keys()), None),
+        };
+        // Of the prompt's own tokens.
+        let sinks = plan.sinks.saturating_sub(cache.position(prompt.slot));
+        prompt.attend(&cache.client, (&fused, rows), (window, sinks), ends.as_ref(), &out);
+        Ok(self.tensor(&out, [rows, heads.keys()]))
     }
 
     fn admit_prompt(&mut self, cache: &mut Self::Cache, layer: usize, prompt: &Self::Prompt) -> Result<(), Error> {
-        let cache = match cache {
-            AnyCache::Blocks(cache) => cache,
-            AnyCache::Plain(cache) => return self.plain.admit_prompt(cache, layer, prompt),
+        let cache = match (cache, prompt) {
+            (AnyCache::Blocks(cache), _) => cache,
+            (AnyCache::Plain(cache), AnyPrompt::Plain(prompt)) => return self.plain.admit_prompt(cache, layer, prompt),
+            (AnyCache::Plain(cache), AnyPrompt::Held(prompt)) => {
+                return self.plain.admit_prompt(cache, layer, &self.plain_prompt(prompt));
+            }
         };
-        let (batch, own, rows) = (cache.batch(&[prompt.slot]), cache.layer(layer, prompt.heads), prompt.fused());
-        let fused = self.numbers(&rows);
-        cache.choose(layer, &own, &batch, &fused);
+        let held;
+        let prompt = match prompt {
+            AnyPrompt::Held(prompt) => prompt,
+            AnyPrompt::Plain(plain) => {
+                let mut own = Held::new(&cache.client, plain.slot, plain.rows, plain.window, plain.heads);
+                own.take(&cache.client, &self.numbers(&plain.fused()), plain.rows);
+                held = own;
+                &held
+            }
+        };
+        assert_eq!(prompt.count, prompt.rows, "rows of the layer");
+        let (batch, own) = (cache.batch(&[prompt.slot], prompt.unheld()), cache.layer_of_held(layer, prompt.heads));
+        cache.choose(layer, &own, &batch, (&prompt.queries, &prompt.tokens));
         if cache.learns(prompt.slot) {
-            self.learn(cache, layer, &own, prompt, &rows)?;
+            self.learn(cache, &own, prompt);
         }
-        cache.store(&own, &batch, &fused);
+        cache.store(&own, &batch, &prompt.tokens);
         Ok(())
     }
 
+    fn rest(&mut self) {
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        self.hidden = None;
+        R::client(&self.device).memory_cleanup();
+    }
+
     fn held(&self, prompt: &Self::Prompt, head: usize, out: &mut HeldHead) {
-        self.plain.held(prompt, head, out);
+        match prompt {
+            AnyPrompt::Held(held) => self.plain.held(&self.plain_prompt(held), head, out),
+            AnyPrompt::Plain(prompt) => self.plain.held(prompt, head, out),
+        }
     }
 
     fn add_linear(
@@ -598,5 +577,13 @@ where
 
     fn read(&self, rows: &Rows<Self>, out: &mut Vec<f32>) {
         self.plain.read(rows, out);
+    }
+
+    fn best(&mut self, logits: &Rows<Self>, count: usize, out: &mut Vec<(u32, f32)>) {
+        let [rows, vocab] = logits.dims();
+        if count.min(vocab) > best::MOST {
+            return self.plain.best(logits, count, out);
+        }
+        best::read_best(&R::client(&self.device), &self.numbers(logits), rows, count.min(vocab), out);
     }
 }

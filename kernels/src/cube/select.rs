@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 /// Scores channels by the energies of queries and keys and lists the T best, then the others, ascending: one cube a head
 /// (x) and step (y). Of equal scores the lower channel is better. `sums` are of
-/// [`key_energies`](super::score::key_energies), `chunks` each; `channels` is `[slot][head][D]`.
+/// [`energies`](super::score::energies), `chunks` each; `channels` is `[slot][head][D]`.
 ///
 /// A score that is NaN is better than all: the channel stays, and what is no number stays visible.
 #[cube(launch_unchecked)]
@@ -61,13 +61,27 @@ pub(crate) fn select_channels(
         }
         sync_cube();
         let to = (slot * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * dim;
-        for channel in range_stepped(unit, dim, UNITS) {
-            let mut lower = 0usize.runtime();
-            for other in 0..channel {
-                lower += stays[other] as usize;
-            }
-            let place = select(stays[channel] == 1, lower, kept + channel - lower);
-            channels[to + place] = channel as u32;
+        list(&stays, channels, to, kept, unit, UNITS, dim);
+    }
+}
+
+/// Lists the `kept` channels that stay and then the others, ascending, from number `to` of `channels` on.
+#[cube]
+pub(crate) fn list(
+    stays: &SharedMemory<u32>,
+    channels: &mut Array<u32>,
+    to: usize,
+    kept: usize,
+    unit: usize,
+    #[comptime] units: usize,
+    #[comptime] dim: usize,
+) {
+    for channel in range_stepped(unit, dim, units) {
+        let mut lower = 0usize.runtime();
+        for other in 0..channel {
+            lower += stays[other] as usize;
         }
+        let place = select(stays[channel] == 1, lower, kept + channel - lower);
+        channels[to + place] = channel as u32;
     }
 }

@@ -14,7 +14,7 @@ use thinkey_core::{
     storage::Form,
 };
 
-type Client = ComputeClient<WgpuRuntime>;
+pub(super) type Client = ComputeClient<WgpuRuntime>;
 
 pub(super) fn client() -> Client {
     WgpuRuntime::client(&WgpuDevice::default())
@@ -114,6 +114,7 @@ impl Both {
             stride: layouts[0].ring_stride(),
             corrected: case.fix == Fix::Compensated,
             copies: 1,
+            queries_width: width,
             width,
             keys_at: heads * case.group * case.dim,
             values_at: heads * (case.group + 1) * case.dim,
@@ -170,7 +171,17 @@ impl Both {
             view.admit(&admission, &state.pages, state.masks[head].as_ref(), rows).unwrap();
         }
         if device {
-            let doing = Doing { slot, row: 0, pages: 0, counted, forgets, chooses, scored: state.scored, every: 1 };
+            let doing = Doing {
+                slot,
+                row: 0,
+                pages: 0,
+                counted,
+                forgets,
+                chooses,
+                scored: state.scored,
+                every: 1,
+                queries: new - counted,
+            };
             let pages = Numbers::of(&self.client, &state.pages);
             self.admit(&[(admission, doing)], &pages, &fused);
         }
@@ -181,7 +192,7 @@ impl Both {
     fn admit(&self, steps: &[(Admission, Doing)], pages: &Numbers, fused: &[f32]) {
         let steps = Steps::new(&self.client, steps);
         let fused = self.floats(fused);
-        self.layer.choose(&self.client, &steps, &fused, (false, true), &Given::Nothing);
+        self.layer.choose(&self.client, &steps, (&fused, &fused), (false, true), &Given::Nothing);
         self.layer.store(&self.client, &steps, pages, &fused);
     }
 
@@ -232,7 +243,8 @@ impl Both {
         let heads = self.layouts.len();
         let out = Numbers::empty(&self.client, SLOTS * heads * group * dim);
         let (entries, pages) = (Numbers::of(&self.client, &entries), Numbers::of(&self.client, &pages));
-        self.layer.attend(&self.client, (&entries, SLOTS, most), &pages, &self.floats(&fused), &out);
+        let ends = Numbers::empty(&self.client, SLOTS * heads * group * 2);
+        self.layer.attend(&self.client, (&entries, SLOTS, most), &pages, &self.floats(&fused), (&out, &ends));
         let actual: Vec<f32> = self.read(&out).into_iter().map(f32::from_bits).collect();
         for slot in 0..SLOTS {
             for head in 0..heads {

@@ -5,8 +5,8 @@
 //! processor, whose memory it is. cubecl has no switch. But it takes a device's current pool, so a pool that may hold nothing
 //! makes every request go to the plain allocator.
 //!
-//! Pages are allocated when a model is loaded and kept, so that the plain allocator's price, a wait for the device, is not
-//! paid while decoding.
+//! What is freed is kept for what is of the same size, so that the plain allocator's price, a wait for the device, is paid by a
+//! prompt and a first step, and not while decoding.
 
 use super::{CudaError, device, refused, start};
 use cudarc::driver::sys::{self, CUmemPoolProps};

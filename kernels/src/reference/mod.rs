@@ -34,9 +34,9 @@ pub struct ReferencePrompt<B: Backend> {
     pub(crate) slot: usize,
     pub(crate) heads: Heads,
     /// Tokens of the prompt.
-    rows: usize,
+    pub(crate) rows: usize,
     /// Those whose queries score.
-    window: usize,
+    pub(crate) window: usize,
     held: Vec<Tensor<B, 2>>,
 }
 
