@@ -179,7 +179,7 @@ pub fn generate(
     let prompt_tokens = prompt.len();
     let start = Instant::now();
     let mut interrupted = false;
-    let mut logits = engine.prefill(session, slot, prompt, &mut |done, of| {
+    let logits = engine.prefill(session, slot, prompt, &mut |done, of| {
         let flow = on_event(Event::Read { done, of });
         interrupted |= flow.is_break();
         flow
@@ -196,11 +196,11 @@ pub fn generate(
     let mut words = if continues { words.continuing() } else { words };
     let mut text = String::new();
     let (mut new_tokens, mut steps) = (0, 0);
+    let mut next = (max_tokens > 0).then(|| sampler.sample(logits, tokens));
     let end = loop {
-        if new_tokens == max_tokens {
+        let Some(token) = next else {
             break End::MaxTokens;
-        }
-        let token = sampler.sample(logits, tokens);
+        };
         if tokenizer.is_stop(token) {
             break End::Stop;
         }
@@ -217,7 +217,11 @@ pub fn generate(
         if session.position(slot) >= session.plan().tokens {
             break End::ContextFull;
         }
-        logits = engine.decode(session, &[slot], &[token])?;
+        // A device brings no more to the host than the choice takes.
+        next = Some(match sampler.wants() {
+            Some(count) => sampler.sample_best(engine.decode_best(session, &[slot], &[token], count)?),
+            None => sampler.sample(engine.decode(session, &[slot], &[token])?, tokens),
+        });
         steps += 1;
     };
     let rest = words.finish();

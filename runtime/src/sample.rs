@@ -68,10 +68,29 @@ impl Sampler {
         Ok(Self { options, state: options.seed, candidates: Vec::new() })
     }
 
+    /// How many of the largest logits are all that a choice depends on; `None` where it may depend on each.
+    #[must_use]
+    pub fn wants(&self) -> Option<usize> {
+        match self.options {
+            Sampling { repetition_penalty, .. } if repetition_penalty != 1.0 => None,
+            Sampling { temperature: 0.0, .. } => Some(1),
+            Sampling { top_k: 0, .. } => None,
+            Sampling { top_k, .. } => Some(top_k),
+        }
+    }
+
+    /// The next token, of the logits that it [wants](Self::wants), with their tokens, in any order: what
+    /// [`sample`](Self::sample) chooses of all.
+    pub fn sample_best(&mut self, best: &[(u32, f32)]) -> u32 {
+        self.candidates.clear();
+        self.candidates.extend(best.iter().map(|&(token, x)| (token, if x.is_nan() { f32::NEG_INFINITY } else { x })));
+        self.choose()
+    }
+
     /// The next token. `seen` are the tokens that a repetition penalty applies to. Logits that are not numbers are never
     /// chosen unless there are no others.
     pub fn sample(&mut self, logits: &[f32], seen: &[u32]) -> u32 {
-        let Sampling { repetition_penalty, temperature, top_k, top_p, min_p, .. } = self.options;
+        let repetition_penalty = self.options.repetition_penalty;
         let candidates = &mut self.candidates;
         candidates.clear();
         candidates.extend((0u32..).zip(logits.iter().map(|&x| if x.is_nan() { f32::NEG_INFINITY } else { x })));
@@ -86,6 +105,13 @@ impl Sampler {
                 }
             }
         }
+        self.choose()
+    }
+
+    /// One of the candidates.
+    fn choose(&mut self) -> u32 {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.options;
+        let candidates = &mut self.candidates;
         // Highest first; of equals the lower token.
         let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if temperature == 0.0 {
@@ -198,6 +224,25 @@ mod tests {
     }
 
     proptest! {
+        /// What a sampler says that it wants is enough, whatever the options.
+        #[test]
+        fn the_best_logits_are_as_good_as_all(
+            logits in prop::collection::vec(prop_oneof![any::<f32>(), (-3i8..3).prop_map(f32::from)], 1..80),
+            temperature in prop_oneof![Just(0.0f32), 0.1f32..3.0],
+            top_k in 1usize..20,
+            top_p in 0.0f32..=1.0,
+            min_p in 0.0f32..=1.0,
+            seed in any::<u64>(),
+        ) {
+            let options = Sampling { temperature, top_k, top_p, min_p, repetition_penalty: 1.0, seed };
+            let (mut all, mut few) = (Sampler::new(options).unwrap(), Sampler::new(options).unwrap());
+            let mut best = Vec::new();
+            thinkey_kernels::ops::keep_best(&logits, few.wants().unwrap(), &mut best);
+            for _ in 0..5 {
+                prop_assert_eq!(few.sample_best(&best), all.sample(&logits, &[]));
+            }
+        }
+
         #[test]
         fn any_logits_give_a_token(
             logits in prop::collection::vec(prop_oneof![any::<f32>(), -5.0f32..5.0], 1..50),

@@ -391,6 +391,25 @@ impl Engine {
     ) -> Result<&'s [f32], ModelError> {
         both!(&mut self.0, &mut session.0, |model, state| model.decode(state, slots, tokens))
     }
+
+    /// As [`decode`](Self::decode), of which only the `count` largest logits of each sequence are returned, with their tokens:
+    /// best first, of equals the lower token, and what is no number counts as −∞. There are fewer where the vocabulary is
+    /// smaller. On a device nothing but these is brought to the host, where they are at most 64.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    ///
+    /// # Panics
+    /// As there.
+    pub fn decode_best<'s>(
+        &mut self,
+        session: &'s mut Session,
+        slots: &[usize],
+        tokens: &[u32],
+        count: usize,
+    ) -> Result<&'s [(u32, f32)], ModelError> {
+        both!(&mut self.0, &mut session.0, |model, state| model.decode_best(state, slots, tokens, count))
+    }
 }
 
 impl Session {

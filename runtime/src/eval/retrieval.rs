@@ -160,7 +160,8 @@ fn answer(engine: &mut Engine, session: &mut Session, tokenizer: &Tokenizer, fir
         && let Some(&last) = tokens.last()
         && !tokenizer.is_stop(last)
     {
-        tokens.push(likeliest(engine.decode(session, &[0], &[last])?));
+        let Some(&(next, _)) = engine.decode_best(session, &[0], &[last], 1)?.first() else { break };
+        tokens.push(next);
     }
     Ok(tokenizer.decode(&tokens))
 }

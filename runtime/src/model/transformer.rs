@@ -138,6 +138,7 @@ pub struct Session<O: ThinOps> {
     /// Those of a decode step, kept from step to step; a prompt's do not outlive it.
     steps: Option<Activations<O>>,
     host: Vec<f32>,
+    best: Vec<(u32, f32)>,
 }
 
 impl<O: ThinOps> Session<O> {
@@ -305,7 +306,7 @@ impl<O: ThinOps> Model<O> {
         let heads = (0..plan.layers).flat_map(|layer| (0..plan.heads()).map(move |head| (layer, head)));
         let planned = || heads.map(|(layer, head)| kept(layer, head) as u16).collect();
         let spread = if plan.flexible { Spread::new(choice, choosing.score, planned()) } else { None };
-        Ok(Session { cache, spread, steps: None, host: Vec::new() })
+        Ok(Session { cache, spread, steps: None, host: Vec::new(), best: Vec::new() })
     }
 
     /// Feeds `tokens` to the sequence of `slot`; see [`Engine::prefill`](crate::engine::Engine::prefill).
@@ -396,6 +397,8 @@ impl<O: ThinOps> Model<O> {
                 caches.iter_mut().for_each(|(cache, _)| cache.commit(slot));
                 let Session { host, .. } = sessions.swap_remove(0);
                 self.ops.read(&logits, host);
+                drop(logits);
+                self.ops.trim();
                 Ok(host)
             }
             Err(error) => {
@@ -418,24 +421,51 @@ impl<O: ThinOps> Model<O> {
         slots: &[usize],
         tokens: &[u32],
     ) -> Result<&'s [f32], ModelError> {
+        let activations = self.advance(session, slots, tokens)?;
+        self.ops.read(&activations.logits, &mut session.host);
+        session.steps = Some(activations);
+        Ok(&session.host)
+    }
+
+    /// Feeds one token to each sequence; see [`Engine::decode_best`](crate::engine::Engine::decode_best).
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn decode_best<'s>(
+        &mut self,
+        session: &'s mut Session<O>,
+        slots: &[usize],
+        tokens: &[u32],
+        count: usize,
+    ) -> Result<&'s [(u32, f32)], ModelError> {
+        let activations = self.advance(session, slots, tokens)?;
+        self.ops.best(&activations.logits, count, &mut session.best);
+        session.steps = Some(activations);
+        Ok(&session.best)
+    }
+
+    /// A step of decoding; the session gets its activations back from the caller.
+    fn advance(
+        &mut self,
+        session: &mut Session<O>,
+        slots: &[usize],
+        tokens: &[u32],
+    ) -> Result<Activations<O>, ModelError> {
         assert_eq!(slots.len(), tokens.len(), "one token a sequence");
         assert!((1..slots.len()).all(|i| !slots[..i].contains(&slots[i])), "a slot is named twice");
         self.check(tokens)?;
-        let Session { cache, steps, host, .. } = session;
+        let Session { cache, steps, .. } = session;
         slots.iter().try_for_each(|&slot| cache.check(slot, 1))?;
         slots.iter().try_for_each(|&slot| cache.begin(slot, 1, false))?;
-        match self.step(cache, slots, tokens, steps.take()) {
-            Ok(activations) => {
-                slots.iter().for_each(|&slot| cache.commit(slot));
-                self.ops.read(&activations.logits, host);
-                *steps = Some(activations);
-                Ok(host)
-            }
-            Err(error) => {
-                slots.iter().for_each(|&slot| cache.clear(slot));
-                Err(error)
-            }
+        let result = self.step(cache, slots, tokens, steps.take());
+        match result {
+            Ok(_) => slots.iter().for_each(|&slot| cache.commit(slot)),
+            Err(_) => slots.iter().for_each(|&slot| cache.clear(slot)),
         }
+        result
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), ModelError> {
@@ -556,11 +586,14 @@ impl<O: ThinOps> Model<O> {
         profile.passes += 1;
         let rows = tokens.len();
         let Activations { mut x, inner, mut logits, .. } =
-            memory.filter(|memory| memory.rows == rows).unwrap_or_else(|| Activations {
-                rows,
-                x: ops.rows(rows, config.width),
-                inner: Inner::new(ops, heads, rows),
-                logits: ops.rows(rows, config.vocab),
+            memory.filter(|memory| memory.rows == rows).unwrap_or_else(|| {
+                ops.trim();
+                Activations {
+                    rows,
+                    x: ops.rows(rows, config.width),
+                    inner: Inner::new(ops, heads, rows),
+                    logits: ops.rows(rows, config.vocab),
+                }
             });
         let Inner { mut fused, mut mixed } = inner;
         x = ops.embed(embedding, tokens, x);

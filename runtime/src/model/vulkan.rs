@@ -1,8 +1,13 @@
 //! Whole models on a software Vulkan against the processor: logits of a prompt, of another one, and of single tokens.
 
-use super::{Architecture, Model, ModelConfig, transformer::WINDOW};
+use super::{
+    Architecture, Model, ModelConfig,
+    config::{Pairing, Rope, RopeScaling},
+    transformer::WINDOW,
+};
 use crate::{
     engine::{Device, SessionOptions},
+    plan::{Planner, Workload},
     policy::{self, CacheDesign, Calibration},
     store::{DEFAULT, Store},
     weights::{Checkpoint, fixture},
@@ -76,6 +81,70 @@ fn tiny_models_say_what_they_do_on_the_processor() {
         let expected = logits(&checkpoint, cpu(), &design, &prompts, 40);
         let actual = logits(&checkpoint, vulkan::ops(), &design, &prompts, 40);
         compare(&format!("{architecture:?}, {policy}"), &actual, &expected, config.vocab, 5e-3);
+    }
+}
+
+/// What the device's allocator has taken, while prompts of one and more runs are read, of a sequence that goes on and of
+/// another, and while one and both take steps.
+#[test]
+fn no_more_is_taken_than_is_planned() {
+    let rope = Rope::new(10_000.0, 64, RopeScaling::None, Pairing::Halves).unwrap();
+    let config = ModelConfig {
+        width: 192,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 64,
+        feed_forward: 320,
+        vocab: 600,
+        context: 2048,
+        rope,
+        ..fixture::config(Architecture::Qwen2)
+    };
+    let file = fixture::gguf(&config).to_bytes();
+    let checkpoint = Checkpoint::from_gguf(Path::new("m.gguf"), file.into()).unwrap();
+    for policy in ["think,keys=int4,values=int4", "choice=top(.5),fix=compensated,score=residual,keys=int8,values=int4"]
+    {
+        let workload = Workload {
+            context: 1000,
+            prompt: Some(600),
+            slots: 2,
+            policy: policy.parse().unwrap(),
+            recent: 32,
+            window: WINDOW,
+            threads: 1,
+        };
+        let planned = Planner::new(&checkpoint, None).on(Device::Cuda).plan(&workload).unwrap();
+        let design = CacheDesign::new(workload.policy, &config, None).unwrap();
+        // On a thread of its own, whose memory is told apart from that of others.
+        let most = std::thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                let (ops, mut most) = (vulkan::ops(), 0);
+                let mut look = || {
+                    most = most.max(ops.reserved());
+                    ControlFlow::Continue(())
+                };
+                let mut model = Model::load(&checkpoint, vulkan::ops(), &mut |_, _| {}).unwrap();
+                let options = design.options(2, workload.context, workload.recent, WINDOW);
+                let mut session = model.session(options, &|layer, head| design.kept(layer, head)).unwrap();
+                let _ = look();
+                let tokens: Vec<u32> = (0..600).map(|at| (at * 7919 % config.vocab) as u32).collect();
+                for (slot, count) in [(0, 600), (1, 90), (0, 40), (1, 560)] {
+                    let prompt = &tokens[..count];
+                    model.prefill(&mut session, slot, prompt, &mut |_, _| look()).unwrap();
+                }
+                for slots in [&[0, 1][..], &[1], &[0, 1]] {
+                    for &token in &tokens[..3] {
+                        model.decode_best(&mut session, slots, &vec![token; slots.len()], 1).unwrap();
+                        let _ = look();
+                    }
+                }
+                most
+            });
+            work.join().unwrap()
+        });
+        let total = planned.total();
+        assert!(most <= total, "{policy}: {most} bytes are taken, and {total} planned: {planned:?}");
+        assert!(total < 2 * most, "{policy}: {total} bytes are planned for {most}: {planned:?}");
     }
 }
 

@@ -1,21 +1,19 @@
 //! Bytes by part on a device with memory of its own, or where all of it is pinned.
 //!
-//! Weights and caches take what they are asked for, to the byte. What comes and goes (activations, parts of weights that are
-//! dequantised for long prompts) comes from pools that cubecl grows in pages; it cannot be told how large these are to be on
-//! CUDA, so that the plan counts what is asked for and a share for what pages hold more.
+//! Everything is allocated to the byte (to 512 of them), and what is freed serves what is of the same size until it is given
+//! back, which happens when shapes change: after a prompt, and before steps of another number of rows. So what comes and goes
+//! takes the sum of its sizes, each as often as it is there at once, as counted here; tests compare that with what is taken.
 
 use super::{MemoryPlan, Workload};
 use crate::model::{ModelConfig, transformer::RUN};
-use thinkey_core::{CacheBytes, CachePlan};
+use thinkey_core::{CacheBytes, CachePlan, policy::Fix};
 use thinkey_kernels::{cpu::ScratchBytes, format::PART};
 
-/// Query rows of a prompt that attend to its tokens at once.
-const ROWS: usize = 128;
+/// Most rows that are multiplied with weights as they are stored.
+const FEW: usize = 32;
 
-/// What pools hold more than they are asked for, as a share of it: one half.
-const fn pooled(bytes: usize) -> usize {
-    bytes + bytes / 2
-}
+/// Bytes of small tables and vectors, of which each takes 512 at least.
+const TABLES: usize = 256 << 10;
 
 /// The plan of `workload` with a cache of `plan`, of which `cache` are the bytes; `prompt` tokens are fed at once.
 pub(super) fn plan(
@@ -28,24 +26,48 @@ pub(super) fn plan(
     const FLOAT: usize = size_of::<f32>();
     let (slots, run) = (plan.slots, prompt.min(RUN));
     let fused = config.query_width() + 2 * config.kv_width();
+    // The last run of a prompt may be shorter, by a row, and its buffers are others.
+    let last = prompt.saturating_sub(RUN).min(RUN - 1);
     let activations = |rows: usize| {
-        // Normalised rows, projections, attention's output, gate and up and what they give.
-        rows * (2 * config.width + 2 * fused + config.query_width() + 3 * config.feed_forward) * FLOAT
+        // Normalised rows on their way, and what is added to the residual stream; projections in parts and joined; attention's
+        // output; gate and up in parts and joined, and what they give.
+        rows * (4 * config.width + 2 * fused + config.query_width() + 6 * config.feed_forward) * FLOAT
     };
-    // The rows of a layer: as they come, and joined.
-    let held = 2 * prompt * fused * FLOAT;
-    let group = config.heads / config.kv_heads;
-    // Logits, weights and what hides them, of a tile of rows and of the newest queries.
-    let scores = 3 * (ROWS * group).max(workload.window * group) * prompt * FLOAT;
-    // Queries made ready and shares of tokens: up to 512 of them.
-    let shares = 512usize.max(slots * config.heads) * group * (config.head_dim + 2) * FLOAT;
-    let queries = slots.max(ROWS) * config.heads * (2 * config.head_dim + 1) * FLOAT;
+    // Parts of weights, of which those of a matrix are alike but for the last; each twice, since products may want them turned.
+    let parts = |(rows, cols): (usize, usize)| {
+        let most = (PART / FLOAT / cols).max(1);
+        let last = if rows > most { rows % most } else { 0 };
+        2 * (rows.min(most) + last) * cols * FLOAT
+    };
+    let matrices = [
+        (fused, config.width),
+        (config.width, config.query_width()),
+        (2 * config.feed_forward, config.width),
+        (config.width, config.feed_forward),
+    ];
+    // Keys and values of a layer, and the newest queries.
+    let held = (prompt * 2 * config.kv_width() + workload.window * config.query_width()) * FLOAT;
+    // What a prompt that learns makes of a head, one head after the other: logits and weights of the newest queries, what
+    // hides them, and keys; and what it leaves of all heads, twice, with the matrices that they are solved in.
+    let (dim, group) = (config.head_dim, config.heads / config.kv_heads / plan.copies.max(1));
+    let learnt = if plan.fix == Fix::Compensated {
+        let logits = (4 * group + 1) * workload.window * prompt + 5 * prompt * dim;
+        let left = 2 * (1 + dim + group * workload.window) * dim + 3 * dim * dim;
+        (logits + plan.heads() * left) * FLOAT
+    } else {
+        0
+    };
+    // Rows that attend to the cache at once: queries made ready, and shares of its tokens, some 512 of them or one for each
+    // row and head. The mix of turned values comes apart.
+    let rows = slots.max(run);
+    let partial = 2 + if plan.values.turns() { 2 * dim } else { dim };
+    let shares = (512 + rows * plan.heads()) * group * partial * FLOAT;
+    let queries = rows * config.heads * (2 * dim + 1) * FLOAT;
     let scratch = ScratchBytes {
-        chunks: pooled(activations(run)),
-        // One part is multiplied while the next is made.
-        panels: pooled(if prompt > 32 { 2 * PART } else { 0 }),
-        packed: pooled(held + scores),
-        tasks: pooled(shares + queries),
+        chunks: activations(run) + activations(last),
+        panels: if prompt > FEW { matrices.into_iter().map(parts).sum() } else { 0 },
+        packed: held + learnt,
+        tasks: shares + queries,
     };
     let logits = |rows: usize| rows * config.vocab * FLOAT;
     MemoryPlan {
@@ -53,11 +75,13 @@ pub(super) fn plan(
         weights: super::WeightBytes { layer: weights.mapped, table: weights.mapped, ..weights },
         cache,
         scratch,
-        prompt: pooled(2 * prompt * config.width * FLOAT),
-        run: pooled(2 * run * config.width * FLOAT) + scratch.prompt(),
-        step: pooled(activations(slots)),
-        logits: pooled(logits(1) + logits(slots)) + logits(slots),
-        // Which channels heads keep, and where they lie.
-        upkeep: plan.layers * plan.heads() * (slots * plan.head_dim + 12) * FLOAT,
+        prompt: 2 * prompt * config.width * FLOAT,
+        run: 2 * run * config.width * FLOAT + scratch.prompt(),
+        step: activations(slots),
+        logits: logits(1) + 2 * logits(slots),
+        // Which channels heads keep, and where they lie; tables of positions, rows and pages.
+        upkeep: plan.layers * plan.heads() * (slots * plan.head_dim + 12) * FLOAT
+            + (4 * prompt.max(slots) * 8 + slots * plan.blocks_per_slot()) * FLOAT
+            + TABLES,
     }
 }
