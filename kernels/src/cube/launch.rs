@@ -40,6 +40,12 @@ pub(crate) fn allocate_exactly<R: Runtime>(client: &ComputeClient<R>) {
     unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
 }
 
+/// Has this thread allocate from cubecl's pools: for what comes in another size at every step.
+pub(crate) fn allocate_in_pages<R: Runtime>(client: &ComputeClient<R>) {
+    // SAFETY: as in `allocate_exactly`; these pools share pages among all sizes.
+    unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
+}
+
 /// Numbers on the device.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbers {

@@ -10,7 +10,7 @@ use super::{
     cache::DeviceCache,
     gemv::Outcome,
     held::Held,
-    launch::{Layer, Numbers, allocate_exactly, cubes, launch},
+    launch::{Layer, Numbers, allocate_exactly, allocate_in_pages, cubes, launch},
     linear::{DeviceLinear, FEW, NormOf, Span},
     residual::Told,
     rotate::{self, Turn},
@@ -27,7 +27,11 @@ use burn::tensor::{
     backend::Backend,
 };
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
-use std::{marker::PhantomData, ops::Range};
+use std::{
+    marker::PhantomData,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 use thinkey_core::{CacheBytes, CachePlan, Error, policy::Score};
 
 /// [`ThinOps`] for a device whose tensors are CubeCL's.
@@ -39,6 +43,8 @@ pub struct Device<B: Backend, R: CubeRuntime> {
     frequencies: Option<(Vec<f32>, Numbers)>,
     /// What is hidden from the newest queries of a prompt that learns, and of which.
     hidden: Option<([usize; 4], Tensor<B, 3>)>,
+    /// Whether a cache of plain tensors was asked for, whose tensors grow with every step.
+    grows: AtomicBool,
     runtime: PhantomData<R>,
 }
 
@@ -120,7 +126,15 @@ where
     pub fn new(device: B::Device) -> Self {
         let plain = Reference::new(device.clone());
         allocate_exactly(&R::client(&device));
-        Self { plain, device, positions: None, frequencies: None, hidden: None, runtime: PhantomData }
+        Self {
+            plain,
+            device,
+            positions: None,
+            frequencies: None,
+            hidden: None,
+            grows: AtomicBool::new(false),
+            runtime: PhantomData,
+        }
     }
 
     /// Bytes of the device's memory that are taken by what was allocated on this thread, used or not.
@@ -328,13 +342,20 @@ where
         Ok(if DeviceCache::<R>::knows(&plan) {
             AnyCache::Blocks(Box::new(DeviceCache::new(R::client(&self.device), plan, window, kept)?))
         } else {
-            AnyCache::Plain(Box::new(self.plain.cache(plan, window, kept)?))
+            let cache = self.plain.cache(plan, window, kept)?;
+            self.grows.store(true, Relaxed);
+            AnyCache::Plain(Box::new(cache))
         })
     }
 
     fn embed(&mut self, table: &Self::Linear, tokens: &[u32], _: Rows<Self>) -> Rows<Self> {
         // What begins here may run on another thread than what came before.
-        allocate_exactly(&R::client(&self.device));
+        let client = R::client(&self.device);
+        if self.grows.load(Relaxed) {
+            allocate_in_pages(&client);
+        } else {
+            allocate_exactly(&client);
+        }
         self.tensor(&table.listed(&R::client(&self.device), tokens), [tokens.len(), table.cols()])
     }
 

@@ -20,8 +20,9 @@ use thinkey_kernels::{
     vulkan,
 };
 
-/// Tokens of the default model's prompt: beside sinks and recent ones two blocks, of which the first is not full.
-const PROMPT: usize = 80;
+/// Tokens of the default model's prompt: beside sinks and recent ones twice as many as a head has channels, which is what it
+/// takes to learn how queries are corrected, and a few more, so that the first block is not full.
+const PROMPT: usize = 170;
 
 /// Logits of some prompts and some tokens.
 fn logits<O: ThinOps>(

@@ -3,10 +3,13 @@
 //! Everything is allocated to the byte (to 512 of them), and what is freed serves what is of the same size until it is given
 //! back, which happens when shapes change: after a prompt, and before steps of another number of rows. So what comes and goes
 //! takes the sum of its sizes, each as often as it is there at once, as counted here; tests compare that with what is taken.
+//!
+//! Where a cache is computed by plain tensors (thin values, renewed masks, channels that each prompt shares out) these come from
+//! pools that cubecl grows in pages: the plan counts the largest of them and half as much again, which is an estimate.
 
 use super::{MemoryPlan, Workload};
 use crate::model::{ModelConfig, transformer::RUN};
-use thinkey_core::{CacheBytes, CachePlan, policy::Fix};
+use thinkey_core::{CacheBytes, CachePlan, Lambda, policy::Fix};
 use thinkey_kernels::{cpu::ScratchBytes, format::PART};
 
 /// Most rows that are multiplied with weights as they are stored.
@@ -63,10 +66,19 @@ pub(super) fn plan(
     let partial = 2 + if plan.values.turns() { 2 * dim } else { dim };
     let shares = (512 + rows * plan.heads()) * group * partial * FLOAT;
     let queries = rows * config.heads * (2 * dim + 1) * FLOAT;
+    let plain = if plan.value_lambda != Lambda::WHOLE || plan.renews || plan.flexible {
+        // Rows as they come and joined, of all layers where these are shared out together; keys and values of a head, and its
+        // scores in four forms.
+        let layers = if plan.flexible { plan.layers } else { 1 };
+        let head = 4 * run.max(slots) * plan.tokens + 4 * plan.tokens * dim;
+        (2 * layers * prompt * fused + head) * FLOAT * 3 / 2
+    } else {
+        0
+    };
     let scratch = ScratchBytes {
         chunks: activations(run) + activations(last),
         panels: if prompt > FEW { matrices.into_iter().map(parts).sum() } else { 0 },
-        packed: held + learnt,
+        packed: held + learnt + plain,
         tasks: shares + queries,
     };
     let logits = |rows: usize| rows * config.vocab * FLOAT;
