@@ -382,7 +382,7 @@ impl Policy {
     const SMALL: Self = Self { choice: Choice::Calibrated { lambda: per_mille(600), multiple: 8 }, ..Self::BALANCED };
 
     /// The presets by name. Those from `quality` on are points on the frontier of quality against bytes, as measured on
-    /// SmolLM2-135M: 32%, 17.6% and 14.5% of a whole f16 cache of 8,000 tokens, at divergences of 0.005, 0.021 and 0.039 nats;
+    /// SmolLM2-135M: 32%, 17.6% and 14.5% of a whole f16 cache of 8,000 tokens, at divergences of 0.005, 0.018 and 0.035 nats;
     /// `small` is the smallest that found every passkey that the whole cache finds. The last two turn values, which takes a
     /// head dimension that is a power of two.
     pub const PRESETS: [(&'static str, Self); 6] = [

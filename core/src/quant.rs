@@ -532,11 +532,7 @@ fn quantise_by_trellis(numbers: &[f32], codes: &mut [u8]) -> f16 {
         }
     }
     let scale = <f16 as Element>::store(squares / both);
-    if both > 0.0 && scale < f16::MAX {
-        return scale;
-    }
-    codes.fill(0);
-    f16::ZERO
+    if both > 0.0 && scale < f16::MAX { scale } else { f16::ZERO }
 }
 
 /// Codes and the numbers that they stand for, as a regression sees them.

@@ -6,9 +6,15 @@
 //! channels, the blocks of a tile are shared out among them. What a share of the tokens gives is mergeable,
 //! see [`merge`](super::merge).
 
-use super::layout::{BLOCK, Shape, bits, code, codes, head, number, quad_words, ring, row};
+use super::{
+    layout::{BLOCK, Shape, bits, code, codes, head, number, quad_words, ring, row},
+    trellis::{nibbles, number_of},
+};
 use cubecl::prelude::*;
-use thinkey_core::storage::FloatKind;
+use thinkey_core::{
+    quant::trellis::MIDDLE,
+    storage::{FloatKind, StorageKind},
+};
 
 /// Units of a cube.
 pub(crate) const UNITS: usize = 128;
@@ -183,16 +189,23 @@ fn mix_thin(
         // A quad is four tokens here, and a group 32 channels of one.
         let groups = comptime!(BLOCK * shape.dim.div_ceil(BLOCK));
         let affine = block + comptime!(groups / 4 * quad_words(shape.values));
-        let middle = comptime!(((1u32 << bits(shape.values)) - 1) as f32 / 2.0).runtime();
+        let coded = comptime!(shape.values == StorageKind::Trellis2);
+        let middle = comptime!(if coded { MIDDLE } else { ((1u32 << bits(shape.values)) - 1) as f32 / 2.0 }).runtime();
         for four in 0..comptime!(BLOCK / 4) {
             let quad = channel / BLOCK * comptime!(BLOCK / 4) + four;
-            let word = codes(arena, block + quad * comptime!(quad_words(shape.values)), channel % BLOCK, kind);
+            let quad = block + quad * comptime!(quad_words(shape.values));
+            let word = if comptime!(coded) {
+                nibbles(arena, quad, channel % BLOCK)
+            } else {
+                codes(arena, quad, channel % BLOCK, kind)
+            };
             #[unroll]
             for token in 0..4u32 {
                 let lane = four * 4 + token as usize;
                 let x = if comptime!(shape.values.turns()) {
                     // One scale a token.
-                    (code(word, token) - middle) * number(arena, affine, lane, comptime!(FloatKind::F16))
+                    let x = if comptime!(coded) { number_of(word, token) } else { code(word, token) };
+                    (x - middle) * number(arena, affine, lane, comptime!(FloatKind::F16))
                 } else {
                     let (scale, least) = value_affine(arena, affine, channel / BLOCK * BLOCK + lane, groups);
                     code(word, token) * scale + least

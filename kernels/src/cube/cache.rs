@@ -87,8 +87,8 @@ impl<R: CubeRuntime> DeviceCache<R> {
 
     /// Whether the kernels know how `kind` is stored: by name, so that a new kind is refused until they do.
     pub(super) const fn stores(kind: StorageKind) -> bool {
-        use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8, Turned2, Turned3, Turned4};
-        matches!(kind, F32 | F16 | Bf16 | Int8 | Int4 | Int3 | Int2 | Turned4 | Turned3 | Turned2)
+        use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8, Trellis2, Turned2, Turned3, Turned4};
+        matches!(kind, F32 | F16 | Bf16 | Int8 | Int4 | Int3 | Int2 | Turned4 | Turned3 | Turned2 | Trellis2)
     }
 
     /// An empty cache, as [`ThinOps::cache`](crate::ops::ThinOps::cache), of a plan that the kernels [know](Self::knows).

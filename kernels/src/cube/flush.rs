@@ -4,9 +4,11 @@ use super::{
     layout::{
         BLOCK, Shape, bits, from_half, head, new_keys, no_number, quad_words, ring, step, stored, to_half, whole,
     },
-    turn::{fit_turned, turn, turned_code},
+    trellis,
+    turn::{bounded, fit_turned, turn, turned_code},
 };
 use cubecl::prelude::*;
+use thinkey_core::StorageKind;
 
 /// Units of a cube; each quantises a group at a time.
 pub(crate) const UNITS: usize = 64;
@@ -305,6 +307,9 @@ pub(crate) fn flush(
             let mut row = Array::<f32>::new(dim);
             let mut scale = 0u32.runtime();
             let mut inverse = f32::new(0.0);
+            let coded = comptime!(shape.values == StorageKind::Trellis2);
+            let mut squares = f32::new(0.0);
+            let mut both = f32::new(0.0);
             if unit < BLOCK {
                 for channel in 0..dim {
                     let mut x = f32::new(0.0);
@@ -319,22 +324,36 @@ pub(crate) fn flush(
                 for channel in 0..dim {
                     row[channel] *= factor;
                 }
-                let (a, b) = fit_turned(&row, levels, dim);
-                scale = a;
-                inverse = b;
+                if comptime!(coded) {
+                    for channel in 0..dim {
+                        row[channel] = bounded(row[channel]);
+                    }
+                    let (a, b) = trellis::fit(&row, dim);
+                    inverse = a;
+                    squares = b;
+                } else {
+                    let (a, b) = fit_turned(&row, levels, dim);
+                    scale = a;
+                    inverse = b;
+                }
             }
             for group in 0..comptime!(shape.dim.div_ceil(BLOCK)) {
                 if unit < BLOCK {
                     for index in 0..BLOCK {
                         let channel = group * BLOCK + index;
                         let mut code = 0u32.runtime();
-                        if channel < dim && inverse >= 0.0 {
+                        if comptime!(!coded) && channel < dim && inverse >= 0.0 {
                             code = comptime!(((1u32 << bits(shape.values)) - 1) / 2).runtime();
                             if inverse > 0.0 {
                                 code = turned_code(row[channel], inverse, levels);
                             }
                         }
                         codes[unit * BLOCK + index] = code;
+                    }
+                    if comptime!(coded) {
+                        if inverse > 0.0 {
+                            both += trellis::encode(&row, group * BLOCK, inverse, &mut codes, unit * BLOCK, dim);
+                        }
                     }
                 }
                 sync_cube();
@@ -344,6 +363,9 @@ pub(crate) fn flush(
                         packed(&codes, at, index % words, value_bits);
                 }
                 sync_cube();
+            }
+            if comptime!(coded) {
+                scale = trellis::scale(inverse, squares, both);
             }
             codes[unit] = scale;
             sync_cube();

@@ -40,6 +40,7 @@ mod rotate;
 mod score;
 mod select;
 mod solve;
+mod trellis;
 mod turn;
 mod weights;
 

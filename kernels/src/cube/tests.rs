@@ -320,7 +320,7 @@ impl Both {
 
 /// Shapes that differ in everything that may.
 fn cases() -> Vec<Case> {
-    use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8, Turned2, Turned3, Turned4};
+    use StorageKind::{Bf16, F16, F32, Int2, Int3, Int4, Int8, Trellis2, Turned2, Turned3, Turned4};
     let case =
         |dim, group, kept: &[usize], (recent, sinks), (keys, values), fix, window, steps: &[(usize, usize, bool)]| {
             Case { dim, group, kept: kept.to_vec(), recent, sinks, keys, values, fix, window, steps: steps.to_vec() }
@@ -376,6 +376,9 @@ fn cases() -> Vec<Case> {
             &[(0, 140, true), (1, 64, true), (1, 40, false)],
         ),
         case(256, 1, &[100], (20, 2), (Int8, Turned3), Fix::None, None, &[(1, 101, true)]),
+        case(128, 2, &[40], (32, 4), (Int4, Trellis2), Fix::Compensated, None, &[(0, 140, true), (0, 40, false)]),
+        case(64, 3, &[64], (32, 1), (F16, Trellis2), Fix::None, None, &[(1, 130, true), (0, 70, true)]),
+        case(16, 1, &[9], (32, 0), (Int8, Trellis2), Fix::None, None, &[(0, 99, true)]),
         case(16, 2, &[7], (32, 4), (F32, Turned2), Fix::None, None, &[(0, 77, true), (1, 33, true)]),
         case(64, 4, &[5], (64, 33), (Int2, Bf16), Fix::None, Some(50), &[(0, 222, true), (1, 97, true), (0, 1, false)]),
     ]

@@ -39,7 +39,7 @@ pub(crate) fn turn_shared(numbers: &mut SharedMemory<f32>, #[comptime] dim: usiz
 
 /// `x` within what half precision has.
 #[cube]
-fn bounded(x: f32) -> f32 {
+pub(crate) fn bounded(x: f32) -> f32 {
     clamp(x, f32::new(-65504.0), f32::new(65504.0))
 }
 

@@ -217,8 +217,8 @@ impl CacheDesign {
 }
 
 /// What a cache of heads of `head_dim` channels does where nobody says: the preset `balanced`, with as many channels in every
-/// head where the model is not `calibrated`, with values in int4 where they cannot be turned; on devices without a trellis, for
-/// which there are no kernels yet, and with keys and values in f16 where heads have an odd number of channels.
+/// head where the model is not `calibrated`, with values in int4 where they cannot be turned, and with keys and values in f16
+/// on devices where heads have an odd number of channels, for which there are no kernels.
 #[must_use]
 pub fn default(head_dim: usize, calibrated: bool, device: Device) -> Policy {
     let mut policy = Policy::BALANCED;
@@ -227,9 +227,6 @@ pub fn default(head_dim: usize, calibrated: bool, device: Device) -> Policy {
     }
     if !calibrated {
         policy.choice = Choice::Top { lambda: policy.lambda().unwrap_or(Lambda::WHOLE) };
-    }
-    if device != Device::Ndarray && policy.values == Store::Trellis2 {
-        policy.values = Store::Turned2;
     }
     if device != Device::Ndarray && !head_dim.is_multiple_of(2) {
         (policy.keys, policy.values) = (Store::F16, Store::F16);
