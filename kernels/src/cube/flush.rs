@@ -351,9 +351,7 @@ pub(crate) fn flush(
                         codes[unit * BLOCK + index] = code;
                     }
                     if comptime!(coded) {
-                        if inverse > 0.0 {
-                            both += trellis::encode(&row, group * BLOCK, inverse, &mut codes, unit * BLOCK, dim);
-                        }
+                        both += trellis::encode(&row, group * BLOCK, inverse, &mut codes, unit * BLOCK, dim);
                     }
                 }
                 sync_cube();

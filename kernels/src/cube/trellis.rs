@@ -68,7 +68,7 @@ pub(crate) fn scale(inverse: f32, squares: f32, both: f32) -> u32 {
 }
 
 /// Codes of the numbers of `row` from `first` on, at most 32, into `codes` from `at` on; gives Σ number·x, of numbers in steps.
-/// A unit has a row.
+/// A unit has a row; where `inverse` is not above 0, its codes stay.
 #[cube]
 pub(crate) fn encode(
     row: &Array<f32>,
@@ -78,55 +78,57 @@ pub(crate) fn encode(
     at: usize,
     #[comptime] dim: usize,
 ) -> f32 {
-    let count = comptime!(dim.min(BLOCK));
-    // What each state costs, the code before above the second one before; and from which second one the best row came, two
-    // bits a state, of every number.
-    let mut costs = Array::<f32>::new(16usize);
-    let mut next = Array::<f32>::new(16usize);
-    let mut from = Array::<u32>::new(comptime!(dim.min(BLOCK)));
-    for state in 0..16usize {
-        costs[state] = f32::new(3.4e38);
-    }
-    costs[0] = f32::new(0.0);
-    for index in 0..count {
-        let x = row[first + index] * inverse;
-        let mut back = 0u32.runtime();
-        for state in 0..16u32 {
+    let mut both = f32::new(0.0);
+    if inverse > 0.0 {
+        let count = comptime!(dim.min(BLOCK));
+        // What each state costs, the code before above the second one before; and from which second one the best row came, two
+        // bits a state, of every number.
+        let mut costs = Array::<f32>::new(16usize);
+        let mut next = Array::<f32>::new(16usize);
+        let mut from = Array::<u32>::new(comptime!(dim.min(BLOCK)));
+        for state in 0..16usize {
+            costs[state] = f32::new(3.4e38);
+        }
+        costs[0] = f32::new(0.0);
+        for index in 0..count {
+            let x = row[first + index] * inverse;
+            let mut back = 0u32.runtime();
+            for state in 0..16u32 {
+                let own = state / 4;
+                let before = state % 4;
+                let mut least = f32::new(3.4e38);
+                let mut best = 0u32.runtime();
+                for second in 0..4u32 {
+                    let off = x - (level(((own ^ second) << 2) | before) - comptime!(MIDDLE).runtime());
+                    let cost = costs[(before * 4 + second) as usize] + off * off;
+                    if cost < least {
+                        least = cost;
+                        best = second;
+                    }
+                }
+                next[state as usize] = least;
+                back |= best << (state * 2);
+            }
+            from[index] = back;
+            for state in 0..16usize {
+                costs[state] = next[state];
+            }
+        }
+        let mut state = 0u32.runtime();
+        for end in 0..16u32 {
+            if costs[end as usize] < costs[state as usize] {
+                state = end;
+            }
+        }
+        for step in 0..count {
+            let index = count - 1 - step;
             let own = state / 4;
             let before = state % 4;
-            let mut least = f32::new(3.4e38);
-            let mut best = 0u32.runtime();
-            for second in 0..4u32 {
-                let off = x - (level(((own ^ second) << 2) | before) - comptime!(MIDDLE).runtime());
-                let cost = costs[(before * 4 + second) as usize] + off * off;
-                if cost < least {
-                    least = cost;
-                    best = second;
-                }
-            }
-            next[state as usize] = least;
-            back |= best << (state * 2);
+            let second = (from[index] >> (state * 2)) & 3;
+            codes[at + index] = own;
+            both += (level(((own ^ second) << 2) | before) - comptime!(MIDDLE).runtime()) * row[first + index];
+            state = before * 4 + second;
         }
-        from[index] = back;
-        for state in 0..16usize {
-            costs[state] = next[state];
-        }
-    }
-    let mut state = 0u32.runtime();
-    for end in 0..16u32 {
-        if costs[end as usize] < costs[state as usize] {
-            state = end;
-        }
-    }
-    let mut both = f32::new(0.0);
-    for step in 0..count {
-        let index = count - 1 - step;
-        let own = state / 4;
-        let before = state % 4;
-        let second = (from[index] >> (state * 2)) & 3;
-        codes[at + index] = own;
-        both += (level(((own ^ second) << 2) | before) - comptime!(MIDDLE).runtime()) * row[first + index];
-        state = before * 4 + second;
     }
     both
 }
