@@ -96,7 +96,7 @@ pub trait Bytes: Copy + Send + Sync + 'static {
     /// first sixteen codes, then bits 1 and so on.
     fn three_bits(self, bytes: &[u8; 48]) -> [Self::Codes; 2];
 
-    /// The numbers, at most 15, of a quad of a [trellis](super::trellis), in the order of [`two_bits`](Self::two_bits).
+    /// The numbers, at most 15, of a quad of a [trellis](thinkey_core::quant::trellis), in the order of [`two_bits`](Self::two_bits).
     fn trellis(self, quad: &[u8; 32]) -> [Self::Codes; 2];
 
     /// Low halves of `a`, high halves of `a`, low halves of `b`, high halves of `b`.
