@@ -47,7 +47,7 @@ fn json_says_what_it_took() {
     assert_eq!(cache["tokens"], prompt + 100);
     assert_eq!(cache["used"], prompt + 99);
     assert_eq!((&cache["lambda"], &cache["recent"], &cache["window"]), (&0.4.into(), &32.into(), &32.into()));
-    assert_eq!((&cache["keys"], &cache["values"]), (&"int4".into(), &"turned2".into()));
+    assert_eq!((&cache["keys"], &cache["values"]), (&"int4".into(), &"trellis2".into()));
     let bytes = |name: &str| report["cache_bytes"][name].as_i64().unwrap();
     // Layers, KV heads, channels, keys and values of two bytes.
     assert_eq!(bytes("whole"), 2 * 2 * 16 * 2 * 2 * (prompt as i64 + 100));
