@@ -26,7 +26,7 @@
 //! use thinkey_core::policy::{Choice, Policy, Store};
 //! let policy: Policy = "balanced,lambda=.6,keys=int8".parse()?;
 //! assert!(matches!(policy.choice, Choice::Calibrated { lambda, .. } if lambda.per_mille() == 600));
-//! assert_eq!((policy.keys, policy.values), (Store::Int8, Store::Turned2));
+//! assert_eq!((policy.keys, policy.values), (Store::Int8, Store::Trellis2));
 //! let policy: Policy = "tokens=snapkv(1024,32,7,avg), choice=top(.4), keys=int4, values=int2".parse()?;
 //! assert_eq!(policy.to_string(), "tokens=snapkv(1024,32,7,avg),choice=top(.4),keys=int4,values=int2");
 //! # Ok::<(), thinkey_core::policy::PolicyError>(())
