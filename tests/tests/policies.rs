@@ -37,15 +37,21 @@ const LINES: [&str; 20] = [
     "balanced,fix=predictive,keys=int4/2",
 ];
 
+/// The default model, its calibration, and a real text in its tokens.
+fn default_model() -> (Checkpoint, Engine, Option<Calibration>, Vec<u32>) {
+    let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let calibration = Calibration::find(&checkpoint).unwrap();
+    let tokenizer = Tokenizer::new(checkpoint.tokenizer().unwrap()).unwrap();
+    let text = tokenizer.encode_plain(include_str!("../../runtime/assets/pig-and-pepper.txt"), false).unwrap();
+    let engine = Engine::load(&checkpoint, EngineOptions::default(), &mut |_, _| {}).unwrap();
+    (checkpoint, engine, calibration, text)
+}
+
 /// Divergence from the whole cache in nats, and bytes, of policies among [`LINES`].
 fn measured<const N: usize>(lines: [&str; N]) -> ([f64; N], [usize; N]) {
     static MEASURED: LazyLock<Vec<(f64, usize)>> = LazyLock::new(|| {
-        let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
-        let checkpoint = Checkpoint::open(&path).unwrap();
-        let calibration = Calibration::find(&checkpoint).unwrap();
-        let tokenizer = Tokenizer::new(checkpoint.tokenizer().unwrap()).unwrap();
-        let text = tokenizer.encode_plain(include_str!("../../runtime/assets/pig-and-pepper.txt"), false).unwrap();
-        let mut engine = Engine::load(&checkpoint, EngineOptions::default(), &mut |_, _| {}).unwrap();
+        let (_, mut engine, calibration, text) = default_model();
         // The whole cache is always the first.
         let policies: Vec<_> = LINES[1..].iter().map(|line| line.parse().unwrap()).collect();
         let options = PerplexityOptions { prefix: 800, predict: 48, windows: 1 };
@@ -125,12 +131,7 @@ fn session(engine: &Engine, calibration: Option<&Calibration>, line: &str, token
 #[test]
 fn evicting_caches_stay_within_their_capacity() {
     const CONTEXT: usize = 700;
-    let path = Store::open().unwrap().pull(DEFAULT.id, &mut |_| ControlFlow::Continue(())).unwrap();
-    let checkpoint = Checkpoint::open(&path).unwrap();
-    let calibration = Calibration::find(&checkpoint).unwrap();
-    let tokenizer = Tokenizer::new(checkpoint.tokenizer().unwrap()).unwrap();
-    let text = tokenizer.encode_plain(include_str!("../../runtime/assets/pig-and-pepper.txt"), false).unwrap();
-    let mut engine = Engine::load(&checkpoint, EngineOptions::default(), &mut |_, _| {}).unwrap();
+    let (checkpoint, mut engine, calibration, text) = default_model();
     let mut feed = |session: &mut Session, all: usize| {
         let mut last = Vec::new();
         engine.prefill(session, 0, &text[..300], &mut |_, _| ControlFlow::Continue(())).unwrap();

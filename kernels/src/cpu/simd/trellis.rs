@@ -10,17 +10,6 @@ use thinkey_core::quant::trellis;
 /// Bytes of a quad.
 const QUAD: usize = 32;
 
-/// Numbers by their nibbles.
-pub(super) static TABLE: [u8; 16] = {
-    let mut table = [0; 16];
-    let mut at = 0;
-    while at < 16 {
-        table[at] = trellis::TABLE[at / 4][at % 4];
-        at += 1;
-    }
-    table
-};
-
 /// The numbers of a quad's codes: those of the lowest two bits of all bytes, then of the next two and so on.
 #[inline(always)]
 pub(super) fn portable(quad: &[u8; QUAD]) -> [[u8; 2 * QUAD]; 2] {
@@ -43,6 +32,7 @@ pub(super) fn portable(quad: &[u8; QUAD]) -> [[u8; 2 * QUAD]; 2] {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
+    use super::trellis;
     use std::arch::x86_64::*;
 
     /// The nibbles of a quad's codes: bytes whose low and high halves are those of the lowest and the third two bits, and those
@@ -79,12 +69,13 @@ pub(super) mod x86 {
     #[inline(always)]
     pub(in super::super) unsafe fn table() -> __m256i {
         // SAFETY: sixteen bytes are readable there, and the caller has AVX2.
-        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(super::TABLE.as_ptr().cast())) }
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(trellis::TABLE.as_ptr().cast())) }
     }
 }
 
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon {
+    use super::trellis;
     use std::arch::aarch64::*;
 
     /// The numbers of a quad's codes, given in halves; in the order of [`portable`](super::portable).
@@ -99,7 +90,7 @@ pub(super) mod neon {
         // SAFETY: sixteen bytes are readable at each array, and the caller has NEON.
         unsafe {
             let (first, two, table) =
-                (vld1q_s8(FIRST.as_ptr()), vld1q_s8(TWO.as_ptr()), vld1q_u8(super::TABLE.as_ptr()));
+                (vld1q_s8(FIRST.as_ptr()), vld1q_s8(TWO.as_ptr()), vld1q_u8(trellis::TABLE.as_ptr().cast()));
             let before = [vshlq_u8(vextq_u8::<12>(b, a), first), vextq_u8::<12>(a, b)];
             let second = [vshlq_u8(vextq_u8::<8>(b, a), two), vextq_u8::<8>(a, b)];
             let mixed = [veorq_u8(a, second[0]), veorq_u8(b, second[1])];
