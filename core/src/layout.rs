@@ -235,7 +235,7 @@ impl HeadLayout {
                 let most = kept * kind.bytes(QUAD) / QUAD + kind.bytes(QUAD) + ALIGN;
                 most - self.mask_at()
             }
-            Form::Halves => halves::most_bytes(kept) + ALIGN - self.mask_at(),
+            Form::Halves => halves::most_bytes(kept) - self.mask_at(),
         }
     }
 

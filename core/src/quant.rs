@@ -29,6 +29,7 @@ use crate::{
 use half::f16;
 
 pub mod halves;
+pub mod small;
 pub mod trellis;
 
 /// Numbers of a group.
@@ -145,6 +146,25 @@ impl CodeKind {
         }
     }
 
+    /// Writes the codes of a whole quad.
+    fn pack(self, quad: &mut [u8], codes: &[[u8; GROUP]; QUAD]) {
+        // Part of the codes from `index` on in steps of `step`, as many bits of each, shifted: those of all groups.
+        let packed = |index: usize, step: usize, (shift, bits): (usize, usize)| -> [u8; QUAD] {
+            core::array::from_fn(|group| {
+                let codes = codes[group][index..].iter().step_by(step).enumerate();
+                codes.fold(0, |byte, (at, code)| byte | (code >> shift & (u8::MAX >> (8 - bits))) << (at * bits))
+            })
+        };
+        for (index, to) in quad.as_chunks_mut::<QUAD>().0.iter_mut().enumerate() {
+            *to = match self {
+                Self::Int8 => core::array::from_fn(|group| codes[group][index]),
+                Self::Int4 => core::array::from_fn(|group| codes[group][index] | codes[group][index + GROUP / 2] << 4),
+                Self::Int3 if index >= QUARTER / QUAD => packed(index - QUARTER / QUAD, GROUP / 8, (2, 1)),
+                Self::Int3 | Self::Int2 | Self::Trellis2 => packed(index, GROUP / 4, (0, 2)),
+            };
+        }
+    }
+
     /// The parts of `bytes`, which start with `groups` groups: codes, then scales, then minima.
     ///
     /// # Errors
@@ -154,7 +174,7 @@ impl CodeKind {
         let bytes = bytes.get(..needed).ok_or(Error::Length { what: "quantised groups", expected: needed, actual })?;
         let (codes, affine) = bytes.split_at(self.code_bytes(groups));
         let (scales, mins) = elements::<f16>(affine)?.split_at(groups);
-        Ok(Groups { kind: self, codes, scales, mins })
+        Ok(Groups { kind: self, codes, affine: Affine::Halves { scales, mins } })
     }
 
     /// The parts of a block of 32 turned values of `head_dim` channels: codes as of other values, then scales.
@@ -165,7 +185,7 @@ impl CodeKind {
         let (needed, actual) = (self.turned_bytes(head_dim), bytes.len());
         let bytes = bytes.get(..needed).ok_or(Error::Length { what: "turned values", expected: needed, actual })?;
         let (codes, scales) = bytes.split_at(needed - BLOCK * size_of::<f16>());
-        Ok(Groups { kind: self, codes, scales: elements::<f16>(scales)?, mins: &[] })
+        Ok(Groups { kind: self, codes, affine: Affine::Turned { scales: elements::<f16>(scales)? } })
     }
 
     /// [`turned_parts`](Self::turned_parts), for writing.
@@ -201,16 +221,62 @@ pub struct Groups<'a> {
     /// The codes, quad after quad, [`CodeKind::quad_bytes`] each. A quad that the groups do not fill has codes of 0 in the
     /// others.
     pub codes: &'a [u8],
-    /// Scales, one a group; of turned values one a token.
-    pub scales: &'a [f16],
-    /// Minima, one a group; none of turned values.
-    pub mins: &'a [f16],
+    /// What the codes mean.
+    pub affine: Affine<'a>,
+}
+
+/// What codes mean.
+#[derive(Clone, Copy, Debug)]
+pub enum Affine<'a> {
+    /// A group's own scale and minimum.
+    Halves {
+        /// Scales, one a group.
+        scales: &'a [f16],
+        /// Minima, one a group.
+        mins: &'a [f16],
+    },
+    /// Of turned values: codes are [about 0](Groups::middle).
+    Turned {
+        /// Scales, one a token.
+        scales: &'a [f16],
+    },
+    /// A group's own scale in [eight bits](small), and what a code of 0 stands for in steps of it.
+    Small {
+        /// Scales, one a group.
+        scales: &'a [u8],
+        /// Minima, one a group.
+        zeros: &'a [i8],
+    },
+    /// A group's own scale in [eight bits](small); codes are [about 0](Groups::middle).
+    Middle {
+        /// Scales, one a group.
+        scales: &'a [u8],
+    },
+}
+
+impl Affine<'_> {
+    /// Groups; of turned values tokens.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Halves { scales, .. } | Self::Turned { scales } => scales.len(),
+            Self::Small { scales, .. } | Self::Middle { scales } => scales.len(),
+        }
+    }
+
+    /// Whether there is no group.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 #[cfg(feature = "defmt")]
 impl defmt::Format for Groups<'_> {
     fn format(&self, f: defmt::Formatter<'_>) {
-        defmt::write!(f, "Groups {{ kind: {}, groups: {=usize} }}", self.kind, self.scales.len());
+        defmt::write!(f, "Groups {{ kind: {}, groups: {=usize} }}", self.kind, self.affine.len());
     }
 }
 
@@ -224,20 +290,15 @@ impl Groups<'_> {
     pub fn get(&self, group: usize, index: usize) -> f32 {
         let quad = &self.codes[group / QUAD * self.kind.quad_bytes()..][..self.kind.quad_bytes()];
         let code = f32::from(self.kind.code(quad, group % QUAD, index));
-        if self.turned() {
-            return (code - self.middle()) * self.scales[group % BLOCK].load();
+        match self.affine {
+            Affine::Halves { scales, mins } => code * scales[group].load() + mins[group].load(),
+            Affine::Turned { scales } => (code - self.middle()) * scales[group % BLOCK].load(),
+            Affine::Small { scales, zeros } => (code + f32::from(zeros[group])) * small::scale(scales[group]),
+            Affine::Middle { scales } => (code - self.middle()) * small::scale(scales[group]),
         }
-        code * self.scales[group].load() + self.mins[group].load()
     }
 
-    /// Whether they are turned values.
-    #[inline(always)]
-    #[must_use]
-    pub const fn turned(&self) -> bool {
-        self.mins.is_empty()
-    }
-
-    /// What stands for 0 in turned values: a number between two codes.
+    /// What stands for 0 where codes are about it: a number between two codes.
     #[inline(always)]
     #[must_use]
     pub fn middle(&self) -> f32 {
@@ -313,24 +374,7 @@ impl GroupsMut<'_> {
 
     /// Stores the codes of a whole quad.
     fn pack(&mut self, quad: usize, codes: &[[u8; GROUP]; QUAD]) {
-        let (to, _) = self.codes[quad * self.kind.quad_bytes()..][..self.kind.quad_bytes()].as_chunks_mut::<QUAD>();
-        // Part of the codes from `index` on in steps of `step`, as many bits of each, shifted: those of all groups.
-        let packed = |index: usize, step: usize, (shift, bits): (usize, usize)| -> [u8; QUAD] {
-            core::array::from_fn(|group| {
-                let codes = codes[group][index..].iter().step_by(step).enumerate();
-                codes.fold(0, |byte, (at, code)| byte | (code >> shift & (u8::MAX >> (8 - bits))) << (at * bits))
-            })
-        };
-        for (index, to) in to.iter_mut().enumerate() {
-            *to = match self.kind {
-                CodeKind::Int8 => core::array::from_fn(|group| codes[group][index]),
-                CodeKind::Int4 => {
-                    core::array::from_fn(|group| codes[group][index] | codes[group][index + GROUP / 2] << 4)
-                }
-                CodeKind::Int3 if index >= QUARTER / QUAD => packed(index - QUARTER / QUAD, GROUP / 8, (2, 1)),
-                CodeKind::Int3 | CodeKind::Int2 | CodeKind::Trellis2 => packed(index, GROUP / 4, (0, 2)),
-            };
-        }
+        self.kind.pack(&mut self.codes[quad * self.kind.quad_bytes()..][..self.kind.quad_bytes()], codes);
     }
 }
 
@@ -376,8 +420,7 @@ impl GroupsMut<'_> {
         indices: impl Iterator<Item = usize> + Clone,
         numbers: &[f32; GROUP],
     ) {
-        let affine =
-            Affine { scale: self.scales[group], min: self.mins[group], levels: f32::from(self.kind.largest()) };
+        let affine = Line { scale: self.scales[group], min: self.mins[group], levels: f32::from(self.kind.largest()) };
         let (low, step) = (affine.min.load(), affine.scale.load());
         let high = low + step * affine.levels;
         let within = low - step / 2.0..=high + step / 2.0;
@@ -428,7 +471,7 @@ fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> 
     let least = least.iter().copied().fold(f32::INFINITY, f32::min);
     let most = most.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let (least, most) = (least.clamp(-LARGEST, LARGEST), most.clamp(-LARGEST, LARGEST));
-    let whole = Affine::new(kind, least, most);
+    let whole = Line::new(kind, least, most);
     if kind.largest() > 7 {
         whole.encode(numbers, codes);
         return (whole.scale, whole.min);
@@ -437,7 +480,7 @@ fn quantise(kind: CodeKind, numbers: &[f32; GROUP], codes: &mut [u8; GROUP]) -> 
     let (mut found, mut best) = (None, 0.0);
     for width in WIDTHS {
         let mut other = [0; GROUP];
-        Affine::new(kind, middle - width * half, middle + width * half).encode(numbers, &mut other);
+        Line::new(kind, middle - width * half, middle + width * half).encode(numbers, &mut other);
         let fit = Fit::new(&other, numbers);
         if fit.quality() > best {
             (found, best, *codes) = (fit.affine(), fit.quality(), other);
@@ -472,7 +515,8 @@ fn quantise_turned(kind: CodeKind, numbers: &[f32], codes: &mut [u8]) -> f16 {
         return f16::NAN;
     }
     if kind == CodeKind::Trellis2 {
-        return quantise_by_trellis(numbers, codes);
+        let scale = <f16 as Element>::store(quantise_by_trellis(numbers, codes));
+        return if scale < f16::MAX { scale } else { f16::ZERO };
     }
     let (mut found, mut best) = (f16::ZERO, 0.0);
     codes.fill(kind.largest() / 2);
@@ -490,7 +534,7 @@ fn quantise_turned(kind: CodeKind, numbers: &[f32], codes: &mut [u8]) -> f16 {
                 let steps = x * inverse + middle;
                 let steps = if steps > 0.0 { steps } else { 0.0 };
                 let steps = if steps < levels { steps } else { levels };
-                // See `Affine::encode`.
+                // See `Line::encode`.
                 *code = (steps + 8_388_608.0).to_bits() as u8;
                 let steps = f32::from(*code) - middle;
                 sums[0][lane] += steps * steps;
@@ -508,8 +552,9 @@ fn quantise_turned(kind: CodeKind, numbers: &[f32], codes: &mut [u8]) -> f16 {
     found
 }
 
-/// [`quantise_turned`] by the [trellis](trellis), of numbers that are some.
-fn quantise_by_trellis(numbers: &[f32], codes: &mut [u8]) -> f16 {
+/// Writes the codes of `numbers`, which are some, by the [trellis](trellis), and returns the scale that does not shrink them; 0
+/// where there is none.
+fn quantise_by_trellis(numbers: &[f32], codes: &mut [u8]) -> f32 {
     let mut bounded = [0.0; MAX_HEAD_DIM];
     let bounded = &mut bounded[..numbers.len()];
     bounded.iter_mut().zip(numbers).for_each(|(to, x)| *to = x.clamp(-65504.0, 65504.0));
@@ -520,19 +565,14 @@ fn quantise_by_trellis(numbers: &[f32], codes: &mut [u8]) -> f16 {
     let inverse = 1.0 / step;
     codes.fill(0);
     if !inverse.is_finite() {
-        return f16::ZERO;
+        return 0.0;
     }
     let mut both = 0.0;
     for (numbers, codes) in bounded.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
         trellis::encode(numbers, inverse, codes);
-        let (mut before, mut second_before) = (0, 0);
-        for (x, &own) in numbers.iter().zip(&*codes) {
-            both += (f32::from(trellis::level(own, before, second_before)) - trellis::MIDDLE) * x;
-            (before, second_before) = (own, before);
-        }
+        both += trellis::levels(codes).zip(numbers).map(|(level, x)| level * x).sum::<f32>();
     }
-    let scale = <f16 as Element>::store(squares / both);
-    if both > 0.0 && scale < f16::MAX { scale } else { f16::ZERO }
+    if both > 0.0 { squares / both } else { 0.0 }
 }
 
 /// Codes and the numbers that they stand for, as a regression sees them.
@@ -586,16 +626,16 @@ impl Fit {
     }
 }
 
-/// What codes mean.
+/// What codes mean: a line.
 #[derive(Clone, Copy)]
-struct Affine {
+struct Line {
     scale: f16,
     min: f16,
     /// The largest code.
     levels: f32,
 }
 
-impl Affine {
+impl Line {
     /// Codes that reach from `least` to `most`, both finite binary16 or between such.
     fn new(kind: CodeKind, least: f32, most: f32) -> Self {
         let mut min = <f16 as Element>::store(least);
@@ -641,6 +681,15 @@ mod tests {
     use proptest::prelude::*;
     use std::{vec, vec::Vec};
 
+    /// Scale and minimum of a group; of turned values the scale of a token.
+    fn affine(groups: &Groups<'_>, group: usize) -> (f16, f16) {
+        match groups.affine {
+            Affine::Halves { scales, mins } => (scales[group], mins[group]),
+            Affine::Turned { scales } => (scales[group], f16::ZERO),
+            Affine::Small { .. } | Affine::Middle { .. } => unreachable!("these are of key blocks in halves"),
+        }
+    }
+
     proptest! {
         #[test]
         fn numbers_are_off_by_half_a_step_or_not_shrunk(
@@ -661,9 +710,9 @@ mod tests {
                 let stored: [f64; GROUP] = core::array::from_fn(|index| f64::from(groups.get(5, index)));
                 // Half precision ends the range of what it cannot say.
                 let largest = least.abs().max(most.abs());
-                let fits = largest < 20_000.0 && groups.scales[5].load() > 1e-3 * largest;
-                if kind.largest() <= 7 && fits && groups.scales[5] > f16::MIN_POSITIVE {
-                    check_fit(kind, &numbers.map(f64::from), &stored, f64::from(groups.mins[5].load()))?;
+                let fits = largest < 20_000.0 && affine(&groups, 5).0.load() > 1e-3 * largest;
+                if kind.largest() <= 7 && fits && affine(&groups, 5).0 > f16::MIN_POSITIVE {
+                    check_fit(kind, &numbers.map(f64::from), &stored, f64::from(affine(&groups, 5).1.load()))?;
                     continue;
                 }
                 let few = kind.largest() <= 7;
@@ -693,7 +742,7 @@ mod tests {
                 parts.put(0, &[[9.0; 32]; 4]);
                 parts.put(1, &[numbers, numbers, [7.0; 32], [7.0; 32]]);
                 let before: [f32; 32] = core::array::from_fn(|i| kind.parts(bytes, 6).unwrap().get(4, i));
-                let affine = |bytes: &[u8]| { let g = kind.parts(bytes, 6).unwrap(); (g.scales[4], g.mins[4]) };
+                let affine = |bytes: &[u8]| affine(&kind.parts(bytes, 6).unwrap(), 4);
                 let (scale, min) = affine(bytes);
                 let (low, high) = (min.load(), min.load() + scale.load() * f32::from(kind.largest()));
                 let mut target = before;
@@ -842,7 +891,7 @@ mod tests {
                         continue;
                     }
                     // A scale below the least normal binary16 has few bits.
-                    if groups.scales[token] < f16::MIN_POSITIVE {
+                    if affine(&groups, token).0 < f16::MIN_POSITIVE {
                         continue;
                     }
                     let both = dot(&stored, &row);
@@ -884,7 +933,7 @@ mod tests {
                     let off = |(&code, x): (&u8, &f32)| (f32::from(code) * scale.load() + min.load() - x).powi(2);
                     codes.iter().zip(&numbers).map(off).sum()
                 };
-                let range = Affine::new(kind, least, most);
+                let range = Line::new(kind, least, most);
                 range.encode(&numbers, &mut codes);
                 whole[at] += error(&codes, range.scale, range.min);
                 let (scale, min) = quantise(kind, &numbers, &mut codes);
@@ -915,7 +964,7 @@ mod tests {
         let mut memory = [0u16; 66];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
         CodeKind::Int8.parts_mut(bytes, 1).unwrap().put(0, &numbers);
-        assert!(CodeKind::Int8.parts(bytes, 1).unwrap().mins[0].is_nan());
+        assert!(affine(&CodeKind::Int8.parts(bytes, 1).unwrap(), 0).1.is_nan());
         assert!(CodeKind::Int8.parts(bytes, 2).is_err());
     }
 

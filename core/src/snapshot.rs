@@ -38,7 +38,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Version of the format.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// What every snapshot starts with.
 pub const MAGIC: [u8; 4] = *b"tkSN";

@@ -318,7 +318,7 @@ proptest! {
                         let off = (left[channel as usize] - told).abs() as f32;
                         let kind = match life.keys {
                             StorageKind::Int4Int2 if index < halves::fine(life.kept) => StorageKind::Int4,
-                            StorageKind::Int4Int2 => StorageKind::Int2,
+                            StorageKind::Int4Int2 => StorageKind::Trellis2,
                             kind => kind,
                         };
                         // Keys, means and what is predicted of them reach as far as four times what keys do alone.

@@ -34,6 +34,16 @@ pub const fn level(own: u8, before: u8, second_before: u8) -> u8 {
     TABLE[(own ^ second_before) as usize][before as usize]
 }
 
+/// The numbers that `codes`, a row from its start, stand for: in steps, about 0.
+pub(super) fn levels(codes: &[u8]) -> impl Iterator<Item = f32> {
+    let (mut before, mut second_before) = (0, 0);
+    codes.iter().map(move |&own| {
+        let level = level(own, before, second_before);
+        (before, second_before) = (own, before);
+        f32::from(level) - MIDDLE
+    })
+}
+
 /// [`TABLE`] as numbers about 0.
 const STEPS: [[f32; 4]; 4] = {
     let mut steps = [[0.0; 4]; 4];
@@ -107,7 +117,10 @@ mod tests {
 
     fn stored(codes: &[u8]) -> Vec<f32> {
         let code = |at: usize, back: usize| at.checked_sub(back).map_or(0, |at| codes[at]);
-        (0..codes.len()).map(|at| f32::from(level(codes[at], code(at, 1), code(at, 2))) - MIDDLE).collect()
+        let stored: Vec<f32> =
+            (0..codes.len()).map(|at| f32::from(level(codes[at], code(at, 1), code(at, 2))) - MIDDLE).collect();
+        assert!(levels(codes).eq(stored.iter().copied()));
+        stored
     }
 
     fn error(codes: &[u8], numbers: &[f32]) -> f32 {

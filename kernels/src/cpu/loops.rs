@@ -101,10 +101,9 @@ impl Loops for SimdLoops {
         need("queries", group * channels, queries.len())?;
         need("scores", rows(group, score_stride, count * BLOCK), scores.len())?;
         // Channels of one kind, then those of another, if there are some.
-        let parts = KeyGroups::new(kind.form(), first.bytes, channels)?.parts;
+        let KeyGroups { parts, front } = KeyGroups::new(kind.form(), first.bytes, channels)?;
         let mut tiles = parts.map(|part| [part; TILE_BLOCKS]);
         let mut ahead: [[&[u8]; TILE_BLOCKS]; 2] = [[&[]; TILE_BLOCKS]; 2];
-        let front = parts[0].kind.bytes(parts[0].scales.len());
         for (index, block) in keys.iter().enumerate() {
             need("channels of keys", channels, block.channels)?;
             let groups = KeyGroups::new(block.kind.form(), block.bytes, channels)?;
@@ -115,7 +114,7 @@ impl Loops for SimdLoops {
         }
         let mut before = 0;
         for (tile, ahead) in tiles.iter().zip(&ahead) {
-            let own = tile[0].scales.len();
+            let own = tile[0].affine.len();
             if own > 0 {
                 let (keys, ahead, channels) = (&tile[..count], &ahead[..count], [before, channels]);
                 let scores = &mut *scores;
@@ -555,14 +554,16 @@ mod tests {
                 floats(affine, seed);
             }
             Form::Halves => {
-                let (channels, mut rest) = (len.div_ceil(codes::GROUP), bytes);
+                let channels = len.div_ceil(codes::GROUP);
                 let fine = halves::fine(channels);
-                for (kind, channels) in [(CodeKind::Int4, fine), (CodeKind::Int2, channels - fine)] {
-                    let (codes, affine) =
-                        rest.split_off_mut(..kind.bytes(channels)).unwrap().split_at_mut(kind.code_bytes(channels));
-                    codes.iter_mut().for_each(|code| *code = (number(seed) * 128.0 + 128.0) as u8);
-                    floats(affine, seed);
-                }
+                bytes.iter_mut().for_each(|byte| *byte = (number(seed) * 128.0 + 128.0) as u8);
+                // Scales up to 1, and zero points within the codes.
+                let (fine_codes, codes) =
+                    (CodeKind::Int4.code_bytes(fine), CodeKind::Trellis2.code_bytes(channels - fine));
+                let (affine, rest) = bytes[fine_codes..].split_at_mut(2 * fine);
+                let (scales, zeros) = affine.split_at_mut(fine);
+                zeros.iter_mut().for_each(|zero| *zero = (*zero % 16).wrapping_neg());
+                scales.iter_mut().chain(&mut rest[codes..]).for_each(|scale| *scale %= 161);
             }
         }
         (lines, size)

@@ -14,7 +14,7 @@ use std::ops::Range;
 use thinkey_core::{
     BLOCK,
     attend::TILE_BLOCKS,
-    quant::{CodeKind, Groups, QUAD},
+    quant::{Affine, CodeKind, Groups, QUAD, small},
     storage::Element,
 };
 
@@ -47,6 +47,17 @@ fn widen<S: Simd>(simd: S, halves: &[f16]) -> [S::F32; VECTORS] {
     }
     let mut step = [0.0; STEP];
     step.iter_mut().zip(halves).for_each(|(to, half)| *to = half.load());
+    load(simd, &step)
+}
+
+/// `numbers` as floats, then zeros.
+#[inline(always)]
+fn convert<S: Simd, T: Copy>(simd: S, numbers: &[T], float: impl Fn(T) -> f32) -> [S::F32; VECTORS] {
+    if let Some(numbers) = numbers.first_chunk::<STEP>() {
+        return load(simd, &numbers.map(float));
+    }
+    let mut step = [0.0; STEP];
+    step.iter_mut().zip(numbers).for_each(|(to, &x)| *to = float(x));
     load(simd, &step)
 }
 
@@ -142,21 +153,28 @@ impl<'a> Blocks<'a> {
     /// Scales of a block.
     #[inline(always)]
     fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
-        let groups = &self.blocks[block];
-        // A turned value has one for all of its groups.
-        let scales = if groups.turned() { groups.scales } else { &groups.scales[self.start..self.end] };
-        self.seen(simd, block, widen(simd, scales))
+        let scales = match self.blocks[block].affine {
+            Affine::Halves { scales, .. } => widen(simd, &scales[self.start..self.end]),
+            // A turned value has one for all of its groups.
+            Affine::Turned { scales } => widen(simd, scales),
+            Affine::Small { scales, .. } | Affine::Middle { scales } => {
+                convert(simd, &scales[self.start..self.end], small::scale)
+            }
+        };
+        self.seen(simd, block, scales)
     }
 
-    /// Minima of a block; those of turned values follow from their scales.
+    /// Minima of a block; those of codes about 0 follow from their scales.
     #[inline(always)]
     fn mins<S: Simd>(&self, simd: S, block: usize) -> [S::F32; VECTORS] {
         let groups = &self.blocks[block];
-        if groups.turned() {
-            let (lowest, [low, high]) = (simd.splat(-groups.middle()), self.scales(simd, block));
-            return [simd.mul(low, lowest), simd.mul(high, lowest)];
-        }
-        self.seen(simd, block, widen(simd, &groups.mins[self.start..self.end]))
+        let steps = match groups.affine {
+            Affine::Halves { mins, .. } => return self.seen(simd, block, widen(simd, &mins[self.start..self.end])),
+            Affine::Turned { .. } | Affine::Middle { .. } => [simd.splat(-groups.middle()); VECTORS],
+            Affine::Small { zeros, .. } => convert(simd, &zeros[self.start..self.end], f32::from),
+        };
+        let scales = self.scales(simd, block);
+        std::array::from_fn(|v| simd.mul(scales[v], steps[v]))
     }
 
     /// Zeros where a token does not count: what it has may be anything.
@@ -237,7 +255,7 @@ impl Scores<'_> {
 impl KeyScores<'_> {
     #[inline(always)]
     fn heads<B: Bytes, const N: usize, const FINE: bool>(&mut self, bytes: B, head: usize) {
-        let ([before, all], channels) = (self.channels, self.keys[0].scales.len());
+        let ([before, all], channels) = (self.channels, self.keys[0].affine.len());
         for start in (0..channels).step_by(STEP) {
             let end = channels.min(start + STEP);
             let queries: [&[f32]; N] = std::array::from_fn(|n| &self.queries[(head + n) * all + before..][start..end]);
