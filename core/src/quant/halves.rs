@@ -16,7 +16,7 @@
 //! 102 bits a key allow: so 0.0290 ± 0.0029 nats from the whole cache; with codes of three bits in the first half MEASURED_C; with
 //! three bits everywhere MEASURED_B; with codes of two bits, evenly apart, in the second, and halves for scales and minima, 0.0388.
 
-use super::{Affine, CodeKind, GROUP, Groups, GroupsMut, QUAD, quantise_by_trellis, small, trellis};
+use super::{Affine, CodeKind, GROUP, Groups, GroupsMut, QUAD, small, trellis};
 use crate::{
     Error,
     storage::{ALIGN, Form, TURNED_KEYS, align},
@@ -189,7 +189,7 @@ impl<'a> KeyGroupsMut<'a> {
                     let codes = &mut self.quad[channel % QUAD];
                     rest.scales[channel] = small::nearest(match numbers.iter().any(|x| x.is_nan()) {
                         true => f32::NAN,
-                        false => quantise_by_trellis(numbers, codes),
+                        false => trellis::quantise(numbers, codes),
                     });
                     let scale = small::scale(rest.scales[channel]);
                     numbers.iter_mut().zip(trellis::levels(codes)).for_each(|(x, level)| *x = level * scale);

@@ -16,6 +16,7 @@
 //! 0.102.
 
 use super::GROUP;
+use crate::MAX_HEAD_DIM;
 
 /// The numbers that codes stand for, in steps; [`MIDDLE`] stands for 0. The outer index mixes the own code and the second one
 /// before, the inner one is the code before.
@@ -72,7 +73,7 @@ fn errors(number: f32) -> Costs {
 
 /// Writes the codes of `numbers`, at most [`GROUP`] finite ones, `inverse` of a step each, whose numbers are nearest by the sum
 /// of squares.
-pub(super) fn encode(numbers: &[f32], inverse: f32, codes: &mut [u8]) {
+fn encode(numbers: &[f32], inverse: f32, codes: &mut [u8]) {
     // What the best row of codes costs that ends in a state, before each number and after the last.
     let mut costs = [[[f32::MAX; 4]; 4]; GROUP + 1];
     costs[0][0][0] = 0.0;
@@ -107,6 +108,29 @@ pub(super) fn encode(numbers: &[f32], inverse: f32, codes: &mut [u8]) {
         let second = (1..4).fold(0, |best, second| if cost(second) < cost(best) { second } else { best });
         (own, before) = (before, second);
     }
+}
+
+/// Writes the codes of `numbers`, which are some, by the trellis, and returns the scale that does not shrink them; 0
+/// where there is none.
+pub(super) fn quantise(numbers: &[f32], codes: &mut [u8]) -> f32 {
+    let mut bounded = [0.0; MAX_HEAD_DIM];
+    let bounded = &mut bounded[..numbers.len()];
+    bounded.iter_mut().zip(numbers).for_each(|(to, x)| *to = x.clamp(-65504.0, 65504.0));
+    let (squares, most) =
+        bounded.iter().fold((0.0, 0.0), |(sum, most): (f32, f32), x| (sum + x * x, most.max(x.abs())));
+    // Where one number stands far out, it is met halfway.
+    let step = (STEP * libm::sqrtf(squares / numbers.len() as f32)).max(most / (1.5 * MIDDLE));
+    let inverse = 1.0 / step;
+    codes.fill(0);
+    if !inverse.is_finite() {
+        return 0.0;
+    }
+    let mut both = 0.0;
+    for (numbers, codes) in bounded.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
+        encode(numbers, inverse, codes);
+        both += levels(codes).zip(numbers).map(|(level, x)| level * x).sum::<f32>();
+    }
+    if both > 0.0 { squares / both } else { 0.0 }
 }
 
 #[cfg(test)]
