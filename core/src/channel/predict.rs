@@ -12,11 +12,8 @@
 //! q·k ≈ q·m + Σ ŷᵢ (q·aᵢ), so that a query is multiplied once by the D×(T+1) numbers of all aᵢ and m, as by those of a
 //! [projection](super::lowrank), and the thin prefix is read as any other.
 //!
-//! Channels that come late tell little that is new, and can have two bits: the second [half](crate::quant::halves) of them.
-//! Measured on SmolLM2-135M (WikiText-2 validation, 8 windows of 2,048 + 256 tokens, values in turned2): with a share λ = 0.4 of
-//! the channels pruned the cache takes 15.7% of f16 at 8,000 tokens and diverges by 0.0247 nats from it; with λ = 0.6 13.1% and
-//! 0.0435, where regression on whole codes of four bits takes 13.0% and diverges by 0.0613, at λ = 0.7. Two bits for all
-//! channels do not do: 0.096 at λ = 0.4. aᵢ is from whole keys, so that it does not learn rounding.
+//! Channels that come late tell little that is new, and can have fewer bits: the second [half](crate::quant::halves) of them.
+//! PREDICTED aᵢ is from whole keys, so that it does not learn rounding.
 
 use super::compensate::take;
 use crate::{ChannelMask, Error, MAX_HEAD_DIM, error::check_len, storage::Element};

@@ -43,7 +43,7 @@ impl FromStr for Policy {
                     None => {
                         return syntax(
                             at,
-                            "slot=value, or full, think, think-official, quality, balanced or small to start with",
+                            "slot=value, or full, think, think-official, quality, balanced, small or tiny to start with",
                         );
                     }
                 },
