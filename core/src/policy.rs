@@ -13,7 +13,8 @@
 //! ```text
 //! tokens      = all | window(sinks,window) | snapkv(capacity,window,kernel,avg|max) | h2o(capacity,recent)
 //! score       = query | residual | sample(tokens) | sketch(rows) | l1 | l2 | random(seed)
-//! choice      = whole | top(λ) | threshold(energy) | adaptive(λ,minimum) | calibrated(λ,multiple) | dynamic(least,most)
+//! choice      = whole | top(λ) | layers(λ,count*λ,…) | threshold(energy) | adaptive(λ,minimum) | calibrated(λ,multiple)
+//!             | dynamic(least,most)
 //! fix         = none | compensated | predictive | lowrank
 //! thin-values = whole | query(λ) | l2(λ)
 //! keys, values = f32 | f16 | bf16 | int8 | int4 | int3 | int2 | of keys: int4/2 | of values: turned4 | turned3 | turned2 | trellis2
@@ -39,7 +40,10 @@ use crate::{
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
+mod layers;
 mod text;
+
+pub use layers::{LayerTable, MAX_RUNS, TableFull};
 
 /// Which tokens are kept; see [`token`](crate::token).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -108,6 +112,17 @@ pub enum Score {
     },
 }
 
+impl Score {
+    const fn check(self) -> Result<(), PolicyError> {
+        let (slot, good, why) = match self {
+            Self::Sample { tokens } => ("score=sample", tokens > 0, "needs a token to score by"),
+            Self::Sketch { rows } => ("score=sketch", 0 < rows && rows <= 64, "needs 1 to 64 rows"),
+            Self::Query | Self::Residual | Self::L1 | Self::L2 | Self::Random { .. } => return Ok(()),
+        };
+        if good { Ok(()) } else { Err(PolicyError::Range { slot, why }) }
+    }
+}
+
 /// How many channels a head keeps, and which.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -147,6 +162,11 @@ pub enum Choice {
         /// The most.
         most: Lambda,
     },
+    /// As many in every head of a layer, by a table.
+    Layers {
+        /// λ of each layer.
+        table: LayerTable,
+    },
 }
 
 impl Choice {
@@ -155,7 +175,7 @@ impl Choice {
     pub const fn lambda(&self) -> Option<Lambda> {
         match *self {
             Self::Top { lambda } | Self::Adaptive { lambda, .. } | Self::Calibrated { lambda, .. } => Some(lambda),
-            Self::Whole | Self::Threshold { .. } | Self::Dynamic { .. } => None,
+            Self::Whole | Self::Threshold { .. } | Self::Dynamic { .. } | Self::Layers { .. } => None,
         }
     }
 }
@@ -410,7 +430,7 @@ impl Policy {
     }
 
     /// λ, the share of key channels that is pruned: that of the choice, 0 where all are kept, `None` where each prompt
-    /// decides.
+    /// decides or each layer has its own.
     #[must_use]
     pub const fn lambda(&self) -> Option<Lambda> {
         match self.choice {
@@ -444,8 +464,38 @@ impl Policy {
                 let why = "each prompt decides how much is pruned";
                 return Err(PolicyError::Conflict { first: "lambda", second: "choice", why });
             }
+            Choice::Layers { .. } => {
+                let why = "each layer has its own";
+                return Err(PolicyError::Conflict { first: "lambda", second: "choice=layers", why });
+            }
         };
         Ok(self)
+    }
+
+    /// The first slot in which another policy is not the same.
+    ///
+    /// ```
+    /// use thinkey_core::Policy;
+    /// let other: Policy = "balanced,lambda=.5,keys=int8".parse()?;
+    /// assert_eq!((Policy::BALANCED.difference(&other), other.difference(&other)), (Some("choice"), None));
+    /// # Ok::<(), thinkey_core::policy::PolicyError>(())
+    /// ```
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        // Taken apart, so that a slot that is added is not forgotten.
+        let Self { tokens, score, choice, fix, thin_values, keys, values, heads, life } = other;
+        let same = [
+            ("tokens", self.tokens == *tokens),
+            ("score", self.score == *score),
+            ("choice", self.choice == *choice),
+            ("fix", self.fix == *fix),
+            ("thin-values", self.thin_values == *thin_values),
+            ("keys", self.keys == *keys),
+            ("values", self.values == *values),
+            ("heads", self.heads == *heads),
+            ("life", self.life == *life),
+        ];
+        same.into_iter().find(|(_, same)| !same).map(|(slot, _)| slot)
     }
 
     /// Checks every number, and the slots against each other.
@@ -564,11 +614,7 @@ impl Policy {
                 range("tokens=h2o", good, "needs a capacity above 0, and no more recent tokens than that")?;
             }
         }
-        match self.score {
-            Score::Sample { tokens } => range("score=sample", tokens > 0, "needs a token to score by")?,
-            Score::Sketch { rows } => range("score=sketch", (1..=64).contains(&rows), "needs 1 to 64 rows")?,
-            Score::Query | Score::Residual | Score::L1 | Score::L2 | Score::Random { .. } => {}
-        }
+        self.score.check()?;
         match self.choice {
             Choice::Threshold { energy } => {
                 range("choice=threshold", (1..=1000).contains(&energy), "needs an energy above 0 and at most 1")?;
@@ -582,6 +628,7 @@ impl Policy {
             Choice::Dynamic { least, most } => {
                 range("choice=dynamic", least <= most, "the least λ is above the most")?;
             }
+            Choice::Layers { table } => range("choice=layers", table.layers() > 0, "has a λ for no layer")?,
             Choice::Whole | Choice::Top { .. } => {}
         }
         let every = !matches!(self.life, Life::Every { tokens: 0 });

@@ -44,7 +44,7 @@ pub const VERSION: u16 = 2;
 pub const MAGIC: [u8; 4] = *b"tkSN";
 
 /// Most bytes of the header, with what comes before it.
-pub const MAX_HEADER: usize = 256;
+pub const MAX_HEADER: usize = 384;
 
 /// Magic, version and length.
 const FRONT: usize = 8;
@@ -187,10 +187,9 @@ pub enum SnapshotError {
     Model,
     /// It is of another policy.
     Policy {
-        /// Its policy.
-        found: Policy,
-        /// That of the session.
-        expected: Policy,
+        /// The first slot in which the two differ. Whose policy says what, [the header](Snapshot::header) knows, and the
+        /// session's maker.
+        slot: &'static str,
     },
     /// It is of a cache of another shape.
     Shape {
@@ -235,8 +234,8 @@ impl fmt::Display for SnapshotError {
             }
             Self::Damaged => write!(f, "the snapshot is damaged: its check does not fit; save it anew"),
             Self::Model => write!(f, "the snapshot is of another model; restore it where that runs"),
-            Self::Policy { found, expected } => {
-                write!(f, "the snapshot is of policy {found}, but the session is of {expected}")
+            Self::Policy { slot } => {
+                write!(f, "the snapshot is of another policy, with other {slot}; give that which it was saved with")
             }
             Self::Shape { what } => write!(f, "the snapshot is of a cache with other {what}"),
             Self::Context { tokens, context } => {
@@ -386,8 +385,10 @@ mod tests {
     /// Whatever the numbers are, a header fits its memory.
     #[test]
     fn the_longest_header_fits() {
-        use crate::policy::{Choice, Life, Score, ThinValues, Tokens};
+        use crate::policy::{Choice, LayerTable, Life, MAX_RUNS, Score, ThinValues, Tokens};
         let lambda = crate::Lambda::from_per_mille(999).unwrap();
+        let mut table = LayerTable::default();
+        (0..MAX_RUNS).for_each(|_| table.push(u8::MAX, lambda).unwrap());
         let most = u32::MAX;
         let policy = Policy {
             tokens: Tokens::Snapkv {
@@ -397,7 +398,7 @@ mod tests {
                 pool: crate::token::snapkv::Pool::Max,
             },
             score: Score::Random { seed: u64::MAX },
-            choice: Choice::Adaptive { lambda, minimum: u16::MAX },
+            choice: Choice::Layers { table },
             thin_values: ThinValues::Query { lambda },
             life: Life::Every { tokens: most },
             ..Policy::default()

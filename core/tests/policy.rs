@@ -3,13 +3,21 @@
 use proptest::prelude::*;
 use thinkey_core::{
     Lambda, StorageKind,
-    policy::{Choice, Fix, Heads, Life, Policy, PolicyError, Score, Store, ThinValues, Tokens},
+    policy::{Choice, Fix, Heads, LayerTable, Life, Policy, PolicyError, Score, Store, ThinValues, Tokens},
     token::snapkv::Pool,
     wire,
 };
 
 fn lambda() -> impl Strategy<Value = Lambda> {
     (0u16..1000).prop_map(|x| Lambda::from_per_mille(x).unwrap())
+}
+
+fn layers() -> impl Strategy<Value = LayerTable> {
+    prop::collection::vec((any::<u8>(), lambda()), 0..=32).prop_map(|runs| {
+        let mut table = LayerTable::default();
+        runs.into_iter().for_each(|(layers, lambda)| table.push(layers, lambda).unwrap());
+        table
+    })
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
@@ -40,6 +48,7 @@ fn policies() -> impl Strategy<Value = Policy> {
         (lambda(), any::<u16>()).prop_map(|(lambda, minimum)| Choice::Adaptive { lambda, minimum }),
         (lambda(), any::<u16>()).prop_map(|(lambda, multiple)| Choice::Calibrated { lambda, multiple }),
         (lambda(), lambda()).prop_map(|(least, most)| Choice::Dynamic { least, most }),
+        layers().prop_map(|table| Choice::Layers { table }),
     ];
     let fix = prop::sample::select(&[Fix::None, Fix::Compensated, Fix::Lowrank, Fix::Predictive][..]);
     let thin_values = prop_oneof![
@@ -71,6 +80,10 @@ proptest! {
     fn a_line_reads_back(policy in policies()) {
         match policy.check() {
             Ok(()) => prop_assert_eq!(policy.to_string().parse(), Ok(policy), "{}", policy),
+            // A table of nothing cannot be written.
+            Err(_) if matches!(policy.choice, Choice::Layers { table } if table.layers() == 0) => {
+                prop_assert!(policy.to_string().parse::<Policy>().is_err(), "{}", policy);
+            }
             Err(error) => prop_assert_eq!(policy.to_string().parse::<Policy>(), Err(error), "{}", policy),
         }
     }
@@ -83,7 +96,7 @@ proptest! {
             prop_assert_eq!(toml::from_str::<Policy>(&toml::to_string(&policy).unwrap()).unwrap(), policy);
         }
         prop_assert_eq!(serde_json::from_str::<Policy>(&serde_json::to_string(&policy).unwrap()).unwrap(), policy);
-        let mut memory = [0; 128];
+        let mut memory = [0; 256];
         prop_assert_eq!(wire::decode::<Policy>(wire::encode(&policy, &mut memory).unwrap()), Ok(policy));
     }
 
@@ -120,6 +133,15 @@ fn what_is_wrong_is_said_where() {
         ("tokens=snapkv(1024,32,7,median)", 24, "avg or max"),
         ("tokens=h2o(+5,1)", 11, "tokens"),
         ("full,lambda=.5", 5, "choice that has one"),
+        ("choice=layers", 13, "count*λ"),
+        ("choice=layers()", 14, "count*λ"),
+        ("choice=layers(.5,)", 17, "count*λ"),
+        ("choice=layers(.5, 0*.4)", 17, "1 to 255"),
+        ("choice=layers(256*.5)", 14, "1 to 255"),
+        ("choice=layers(+2*.5)", 14, "1 to 255"),
+        ("choice=layers(2*.5*2)", 14, "count*λ"),
+        ("choice=layers(2*1)", 14, "below 1"),
+        ("choice=layers(3*.5),lambda=.4", 20, "choice that has one"),
     ] {
         match line.parse::<Policy>() {
             Err(PolicyError::Syntax { at: found, expected: text }) => {
@@ -172,6 +194,16 @@ fn combinations_that_cannot_be_name_both_parts() {
 }
 
 #[test]
+fn a_score_is_read_alone() {
+    assert_eq!(" sample( 256 ) ".parse(), Ok(Score::Sample { tokens: 256 }));
+    assert_eq!("random(7)".parse(), Ok(Score::Random { seed: 7 }));
+    for (text, at) in [("", 0), (" l3", 1), ("sample(1,2)", 9), ("l2(3)", 3), ("sketch(8", 8)] {
+        assert!(matches!(text.parse::<Score>(), Err(PolicyError::Syntax { at: found, .. }) if found == at), "{text}");
+    }
+    assert!(matches!("sketch(65)".parse::<Score>(), Err(PolicyError::Range { slot: "score=sketch", .. })));
+}
+
+#[test]
 fn files_name_slots_as_lines_do() {
     let policy: Policy = toml::from_str(
         "tokens = { snapkv = { capacity = 1024, window = 32, kernel = 7, pool = \"avg\" } }\n\
@@ -182,6 +214,39 @@ fn files_name_slots_as_lines_do() {
     assert_eq!(Ok(policy), line.parse());
     assert!(toml::from_str::<Policy>("colour = \"blue\"").is_err());
     assert!(toml::from_str::<Policy>("choice = { top = { lambda = 1000 } }").is_err());
+}
+
+#[test]
+fn layers_have_a_lambda_each() {
+    let policy: Policy = "choice=layers( .25, .25 ,2*.25, 0.5,3 * 0 )".parse().unwrap();
+    assert_eq!(policy.to_string(), "choice=layers(4*.25,.5,3*0)");
+    let Choice::Layers { table } = policy.choice else { panic!("{policy}") };
+    assert!(table.lambdas().map(Lambda::per_mille).eq([250, 250, 250, 250, 500, 0, 0, 0]));
+    assert_eq!((policy.lambda(), table.layers()), (None, 8));
+    let text = serde_json::to_string(&policy.choice).unwrap();
+    assert_eq!(text, r#"{"layers":{"table":[[4,250],[1,500],[3,0]]}}"#);
+    let file = "choice = { layers = { table = [[4, 250], [1, 500], [3, 0]] } }";
+    assert_eq!(toml::from_str(file), Ok(policy));
+    for table in ["[[1, 1000]]", "[[256, 1]]", "[[1]]", "[4]"] {
+        assert!(
+            toml::from_str::<Policy>(&format!("choice = {{ layers = {{ table = {table} }} }}")).is_err(),
+            "{table}"
+        );
+    }
+    let empty: Policy = toml::from_str("choice = { layers = { table = [] } }").unwrap();
+    assert!(matches!(empty.check(), Err(PolicyError::Range { slot: "choice=layers", .. })));
+
+    let runs = |count: u16| (0..count).map(|at| format!(".{:03}", 1 + at)).collect::<Vec<_>>().join(",");
+    assert!(format!("choice=layers({})", runs(32)).parse::<Policy>().is_ok());
+    let error = format!("choice=layers({})", runs(33)).parse::<Policy>().unwrap_err();
+    assert!(
+        matches!(error, PolicyError::Syntax { at: 174, .. }) && error.to_string().contains("at most 32"),
+        "{error}"
+    );
+
+    let error = policy.with_lambda(Lambda::from_per_mille(300).unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "lambda does not go with choice=layers: each layer has its own");
+    assert_eq!(policy.with_lambda(Lambda::WHOLE), Ok(Policy::FULL));
 }
 
 #[test]

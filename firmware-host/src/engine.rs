@@ -70,7 +70,7 @@ pub enum LoadError {
         /// Tokens of the sequence.
         context: usize,
         /// What the cache does.
-        policy: Policy,
+        policy: Box<Policy>,
         /// Bytes planned.
         needed: usize,
         /// Bytes allowed.
@@ -273,7 +273,7 @@ impl Engine for ModelEngine {
         self.text.clear();
         self.sent = 0;
         let job = self.next.take().ok_or_else(gone)?;
-        self.give(Work::Answer(job))
+        self.give(Work::Answer(Box::new(job)))
     }
 
     fn step(&mut self) -> Result<Step<'_>, Failure> {

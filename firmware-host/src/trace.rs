@@ -69,7 +69,7 @@ pub enum TraceFileError {
     )]
     Policy {
         /// The policy.
-        policy: Policy,
+        policy: Box<Policy>,
     },
     /// Too few tokens.
     #[error("{needed} tokens are to be recorded, and the text has {found}; give a longer one, or record fewer")]
@@ -118,7 +118,7 @@ pub fn record(
         || policy.life != Life::Prompt
         || policy.tokens != Tokens::All
     {
-        return Err(TraceFileError::Policy { policy: *policy });
+        return Err(TraceFileError::Policy { policy: Box::new(*policy) });
     }
     let config = engine.config();
     let (kv_heads, all) = (config.kv_heads, config.layers * config.kv_heads);

@@ -135,7 +135,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let other = Origin { policy: Policy::default(), ..origin };
     let mut whole = session(&engine, Policy::default(), CONTEXT);
     let error = whole.restore(0, &other, &snapshot).unwrap_err();
-    assert_eq!(error, SnapshotError::Policy { found: policy, expected: Policy::default() });
+    assert_eq!(error, SnapshotError::Policy { slot: policy.difference(&Policy::default()).unwrap() });
     // A session that is not what its origin says.
     let error = whole.restore(0, &origin, &snapshot).unwrap_err();
     assert_eq!(error, SnapshotError::Shape { what: "heads of another shape" });

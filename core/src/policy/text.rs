@@ -1,6 +1,6 @@
 //! The one-line form of a policy: reading and writing.
 
-use super::{Choice, Fix, Heads, Life, Policy, PolicyError, Score, Store, ThinValues, Tokens};
+use super::{Choice, Fix, Heads, LayerTable, Life, Policy, PolicyError, Score, Store, ThinValues, Tokens};
 use crate::{Lambda, token::snapkv::Pool};
 use core::{
     fmt,
@@ -52,6 +52,19 @@ impl FromStr for Policy {
         }
         policy.check()?;
         Ok(policy)
+    }
+}
+
+/// The part alone, as it stands after `score=`.
+impl FromStr for Score {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        let mut value = Value::read(text.trim(), text.len() - text.trim_start().len())?;
+        let score = value.score()?;
+        value.end()?;
+        score.check()?;
+        Ok(score)
     }
 }
 
@@ -248,7 +261,7 @@ impl Value<'_> {
             "l1" => Score::L1,
             "l2" => Score::L2,
             "random" => Score::Random { seed: self.integer("a seed")? },
-            _ => return syntax(self.at, "query, sample(tokens), sketch(rows), l1, l2 or random(seed)"),
+            _ => return syntax(self.at, "query, residual, sample(tokens), sketch(rows), l1, l2 or random(seed)"),
         })
     }
 
@@ -261,14 +274,33 @@ impl Value<'_> {
             "adaptive" => Choice::Adaptive { lambda: self.lambda()?, minimum: self.integer(N)? },
             "calibrated" => Choice::Calibrated { lambda: self.lambda()?, multiple: self.integer(N)? },
             "dynamic" => Choice::Dynamic { least: self.lambda()?, most: self.lambda()? },
+            "layers" => Choice::Layers { table: self.layers()? },
             _ => {
                 return syntax(
                     self.at,
-                    "whole, top(λ), threshold(energy), adaptive(λ,minimum), calibrated(λ,multiple) or \
+                    "whole, top(λ), layers(λ,count*λ,…), threshold(energy), adaptive(λ,minimum), calibrated(λ,multiple) or \
                      dynamic(least,most)",
                 );
             }
         })
+    }
+
+    /// Runs of layers, up to the closing parenthesis: λ of one layer, or how many have it and λ, as `4*.5`.
+    fn layers(&mut self) -> Result<LayerTable, PolicyError> {
+        const EXPECTED: &str = "λ of a layer, or count*λ of 1 to 255 layers, as 4*.5";
+        let mut table = LayerTable::default();
+        let mut next = Ok(self.next(EXPECTED)?);
+        while let Ok((argument, at)) = next {
+            let (layers, text) = argument.split_once('*').map_or(("1", argument), |(n, text)| (n.trim(), text.trim()));
+            let digits = layers.bytes().all(|byte| byte.is_ascii_digit());
+            let (Some(per_mille), Ok(layers @ 1..), true) = (share(text), layers.parse::<u8>(), digits) else {
+                return syntax(at, EXPECTED);
+            };
+            let full = "no further run of layers, of which there are at most 32; give neighbours the same λ";
+            table.push(layers, lambda(per_mille, at)?).or(syntax(at, full))?;
+            next = self.next(EXPECTED);
+        }
+        Ok(table)
     }
 
     fn store(&mut self) -> Result<Store, PolicyError> {
@@ -340,6 +372,17 @@ impl fmt::Display for Choice {
             Self::Adaptive { lambda, minimum } => write!(f, "adaptive({},{minimum})", Share::from(lambda)),
             Self::Calibrated { lambda, multiple } => write!(f, "calibrated({},{multiple})", Share::from(lambda)),
             Self::Dynamic { least, most } => write!(f, "dynamic({},{})", Share::from(least), Share::from(most)),
+            Self::Layers { table } => {
+                f.write_str("layers")?;
+                for (at, &(layers, lambda)) in table.runs().iter().enumerate() {
+                    f.write_str(if at == 0 { "(" } else { "," })?;
+                    if layers > 1 {
+                        write!(f, "{layers}*")?;
+                    }
+                    write!(f, "{}", Share::from(lambda))?;
+                }
+                f.write_str(if table.runs().is_empty() { "()" } else { ")" })
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use thinkey_firmware_host::trace::{self, Differs, Outcome, Recording};
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Run a model and write what its heads are given and what the cache makes of it
-    Record(RecordArguments),
+    Record(Box<RecordArguments>),
     /// Compute a trace again, without the model, and compare
     Replay(ReplayArguments),
 }

@@ -30,7 +30,7 @@ use thinkey_core::{
 
 /// What the model's thread is given.
 pub enum Work {
-    Answer(Job),
+    Answer(Box<Job>),
     /// A snapshot is to be made; the number goes with what comes of it.
     Save(u32),
     /// Or taken.
@@ -88,7 +88,7 @@ impl Worker {
         let workload = Workload { context, prompt: None, slots: 1, policy, recent: RECENT, window: WINDOW, threads };
         let (needed, allowed) = (planner.plan(&workload)?.total(), self.budget as usize);
         if needed > allowed {
-            return Err(LoadError::Memory { context, policy, needed, allowed });
+            return Err(LoadError::Memory { context, policy: Box::new(policy), needed, allowed });
         }
         Ok(design)
     }
@@ -129,7 +129,7 @@ impl Worker {
     /// Does it; breaks where nobody hears what comes of it.
     pub fn work(&mut self, work: Work) -> ControlFlow<()> {
         let said = match work {
-            Work::Answer(job) => Said::Ended(self.answer(job)),
+            Work::Answer(job) => Said::Ended(self.answer(*job)),
             Work::Save(number) => Said::Saved(number, self.save()),
             Work::Restore(number, bytes) => Said::Restored(number, self.restore(&bytes)),
         };

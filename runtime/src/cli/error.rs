@@ -12,7 +12,7 @@ use thinkey::{
     text::TextError,
     weights::WeightsError,
 };
-use thinkey_core::{policy::PolicyError, snapshot::SnapshotError};
+use thinkey_core::{Policy, policy::PolicyError, snapshot::SnapshotError};
 
 /// What ends a command: one line, with the cause and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +120,16 @@ pub enum CliError {
         path: PathBuf,
         /// Why.
         cause: Box<SnapshotError>,
+    },
+    /// A snapshot of a cache that does something else.
+    #[error("{}: the snapshot is of policy {found}, but the session is of {expected}", path.display())]
+    OtherPolicy {
+        /// The file.
+        path: PathBuf,
+        /// Its policy.
+        found: Box<Policy>,
+        /// That of the session.
+        expected: Box<Policy>,
     },
     /// Standard input.
     #[error("cannot read standard input: {0}")]

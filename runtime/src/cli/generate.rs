@@ -13,7 +13,7 @@ use thinkey::{
     model::ModelError,
     text::Message,
 };
-use thinkey_core::snapshot::Snapshot;
+use thinkey_core::snapshot::{Snapshot, SnapshotError};
 
 /// Arguments of `thinkey generate`.
 #[derive(clap::Args)]
@@ -103,7 +103,14 @@ pub fn one(
     let mut session = cache.session(&engine, planned, &budget.design)?;
     let origin = || Origin { model: checkpoint.fingerprint(), policy: *budget.design.policy() };
     if let Some((path, snapshot)) = &restored {
-        session.restore(0, &origin(), snapshot).map_err(|cause| refused(path, cause))?;
+        session.restore(0, &origin(), snapshot).map_err(|cause| match cause {
+            SnapshotError::Policy { .. } => CliError::OtherPolicy {
+                path: (*path).to_owned(),
+                found: Box::new(snapshot.header().policy),
+                expected: Box::new(origin().policy),
+            },
+            cause => refused(path, cause),
+        })?;
     }
 
     interrupt::take_over()?;

@@ -114,8 +114,8 @@ fn restore<O: ThinOps>(
     if header.model != origin.model {
         return Err(SnapshotError::Model);
     }
-    if header.policy != origin.policy {
-        return Err(SnapshotError::Policy { found: header.policy, expected: origin.policy });
+    if let Some(slot) = origin.policy.difference(&header.policy) {
+        return Err(SnapshotError::Policy { slot });
     }
     let numbers = [
         ("layers", usize::from(header.layers) == plan.layers),

@@ -6,17 +6,26 @@
 //!   of the logits less each query's mean over the keys, which softmax does not see and which is most of the energy;
 //! - **skew**: the share of the channel scores (‖q_j‖² ‖k_j‖², as ThinK has them) that the best 10, 25 and 50% of the channels
 //!   hold;
-//! - **overlap**: how much of the mask of one window's prompt is in that of another's.
+//! - **overlap**: how much of the mask of one window's prompt is in that of another's;
+//! - **scores**: how much of that mask other scores find, those that look at a sample or a sketch of the keys among them, and
+//!   what time they save.
 //!
 //! No matrix of W·G × S is formed. The squares of the singular values of Q Kᵀ are the eigenvalues of QᵀQ KᵀK, and, where
 //! KᵀK = V Λ Vᵀ, those of the symmetric Λ^½ Vᵀ QᵀQ V Λ^½, which is D × D.
 
+mod scores;
+
+pub use scores::{ScoreReport, ScoreRow};
+
 use super::{EvalError, spread, stats::Estimate};
 use crate::engine::{Engine, HeldHead};
+use scores::Scores;
 use serde::Serialize;
+use std::time::{Duration, Instant};
 use thinkey_core::{
     ChannelMask, Error, Lambda,
     channel::{lowrank::eigen, overlap::overlap, score, select::select},
+    policy::Score,
 };
 
 /// The share of energy that a rank holds.
@@ -27,7 +36,7 @@ pub const BEST: [usize; 3] = [10, 25, 50];
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EnergyOptions {
+pub struct EnergyOptions<'a> {
     /// Tokens of a prompt, S.
     pub tokens: usize,
     /// Prompts, taken evenly from the text.
@@ -36,6 +45,8 @@ pub struct EnergyOptions {
     pub window: usize,
     /// Share of the channels that masks prune.
     pub lambda: Lambda,
+    /// Scores that are compared with ThinK's exact one. `residual`, which needs a covariance, is the exact one here.
+    pub scores: &'a [Score],
 }
 
 /// What was measured.
@@ -53,6 +64,8 @@ pub struct EnergyReport {
     pub head_dim: usize,
     /// Every KV head of every layer, in order.
     pub heads: Vec<HeadEnergy>,
+    /// Other scores beside the exact one.
+    pub scoring: ScoreReport,
 }
 
 /// One KV head.
@@ -94,10 +107,10 @@ struct Sample {
 pub fn measure(
     engine: &mut Engine,
     text: (&[u32], &[u32]),
-    options: EnergyOptions,
+    options: EnergyOptions<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<EnergyReport, EvalError> {
-    let EnergyOptions { tokens, windows, window, lambda } = options;
+    let EnergyOptions { tokens, windows, window, lambda, scores: _ } = options;
     for (what, number) in [("the number of tokens", tokens), ("the number of queries", window)] {
         if number == 0 {
             return Err(EvalError::Zero { what });
@@ -112,13 +125,20 @@ pub fn measure(
     let count = layers * kv_heads;
     let mut samples: Vec<Vec<Sample>> = (0..count).map(|_| Vec::with_capacity(windows)).collect();
     let (mut done, kept) = (0, lambda.kept(head_dim));
+    let (mut scores, mut reading) = (Scores::new(options, head_dim), Duration::ZERO);
     for prompt in &prompts {
+        let (start, mut elsewhere) = (Instant::now(), Duration::ZERO);
         engine.try_examine(prompt, window, |layer, head, held| {
-            samples[layer * kv_heads + head].push(sample(held, kept)?);
+            let start = Instant::now();
+            let at = layer * kv_heads + head;
+            scores.add(at, held)?;
+            samples[at].push(sample(held, kept)?);
             done += 1;
             progress(done, count * windows);
+            elsewhere += start.elapsed();
             Ok::<_, EvalError>(())
         })?;
+        reading += start.elapsed().saturating_sub(elsewhere);
     }
     let heads = samples.iter().enumerate().map(|(at, samples)| summary(at / kv_heads, at % kv_heads, samples));
     Ok(EnergyReport {
@@ -128,6 +148,7 @@ pub fn measure(
         lambda: f64::from(lambda.per_mille()) / 1000.0,
         head_dim,
         heads: heads.collect::<Result<_, Error>>()?,
+        scoring: scores.report(count, kv_heads, reading),
     })
 }
 
@@ -359,8 +380,9 @@ mod tests {
         let options = EngineOptions { threads: 1, ..EngineOptions::default() };
         let mut engine = Engine::load(&checkpoint, options, &mut |_, _| {}).unwrap();
         let text: Vec<u32> = (0..400).map(|at| at * at % 37).collect();
-        let options =
-            EnergyOptions { tokens: 100, windows: 3, window: 32, lambda: Lambda::from_per_mille(500).unwrap() };
+        let lambda = Lambda::from_per_mille(500).unwrap();
+        let scores = [Score::Sample { tokens: 100 }, Score::Sample { tokens: 30 }, Score::Random { seed: 1 }];
+        let options = EnergyOptions { tokens: 100, windows: 3, window: 32, lambda, scores: &scores };
         let mut seen = Vec::new();
         let report = measure(&mut engine, (&[], &text), options, &mut |done, of| seen.push((done, of))).unwrap();
         assert_eq!(seen, (1..=12).map(|done| (done, 12)).collect::<Vec<_>>());
@@ -372,6 +394,21 @@ mod tests {
             assert!(0.1 < few && few < some && some < half && half < 1.0, "{head:?}");
             assert!(head.jaccard < head.overlap && head.overlap <= Some(1.0));
         }
+        // A sample of all is exact; one of some finds more than chance does.
+        let [all, some, chance] = &report.scoring.scores[..] else { panic!("{report:?}") };
+        assert_eq!((all.score, some.score, chance.score), (scores[0], scores[1], scores[2]));
+        assert_eq!((all.overlap, all.held), (Estimate { mean: 1.0, error: Some(0.0) }, all.overlap));
+        assert!(1.0 > some.overlap.mean && some.overlap.mean > chance.overlap.mean && chance.overlap.mean > 0.2);
+        for row in &report.scoring.scores {
+            assert!(row.overlap.mean <= row.held.mean + 1e-9 && row.held.mean <= 1.0 + 1e-9, "{row:?}");
+            assert_eq!(row.layers.len(), 2);
+            let mean = row.layers.iter().sum::<f64>() / 2.0;
+            assert!((mean - row.overlap.mean).abs() < 1e-9 && row.microseconds > 0.0 && row.faster > 0.0, "{row:?}");
+        }
+        assert!(report.scoring.reading_milliseconds > 0.0);
+        let none =
+            measure(&mut engine, (&[], &text), EnergyOptions { scores: &[], ..options }, &mut |_, _| {}).unwrap();
+        assert_eq!((none.scoring.scores.len(), none.heads), (0, report.heads));
 
         let mut error = |options| measure(&mut engine, (&[], &text), options, &mut |_, _| {}).unwrap_err().to_string();
         assert!(error(EnergyOptions { tokens: 129, ..options }).contains("context of 128"));

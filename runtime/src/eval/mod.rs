@@ -74,9 +74,9 @@ pub fn with_reference(policies: &[Policy]) -> Vec<Policy> {
     all
 }
 
-/// Writes a policy in one line, as it is given.
-fn line<S: serde::Serializer>(policy: &Policy, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(policy)
+/// Writes a policy, or a part of one, in one line, as it is given.
+fn line<S: serde::Serializer>(part: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(part)
 }
 
 #[cfg(test)]

@@ -6,7 +6,11 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
-use thinkey_core::{Error, channel::adaptive};
+use thinkey_core::{
+    Error, Lambda,
+    channel::adaptive::{self, Grid, MIN_KEPT},
+    policy::{LayerTable, MAX_RUNS},
+};
 
 use super::DesignError;
 
@@ -166,14 +170,101 @@ impl Calibration {
         Err(Error::Length { what: "scores of the calibration", expected, actual: self.scores.len() }.into())
     }
 
+    /// One budget spread over the layers of a model of shape `config` instead of over its heads: a λ for each layer with which
+    /// its heads keep T, a multiple of `multiple`, and all together at most as much as at `lambda` everywhere. A layer's heads
+    /// count together, their best channels first.
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores); [`DesignError::Lambda`] where the budget does not go round, [`DesignError::Core`] where
+    /// the multiple is none or the layers take more runs than a table has.
+    pub fn layers(&self, config: &ModelConfig, lambda: Lambda, multiple: usize) -> Result<LayerTable, DesignError> {
+        let (scores, d) = (self.scores(config)?, config.head_dim);
+        let mut sums = vec![0.0; config.layers * d];
+        for (sums, layer) in sums.chunks_exact_mut(d).zip(scores.chunks_exact(config.kv_heads * d)) {
+            for head in layer.chunks_exact(d) {
+                sums.iter_mut().zip(head).for_each(|(sum, score)| *sum += score);
+            }
+        }
+        let grid = Grid { head_dim: d, minimum: MIN_KEPT.min(d), multiple };
+        let mut kept = vec![0; config.layers];
+        distribute(&sums, grid, lambda, &mut kept)?;
+        let mut table = LayerTable::default();
+        for kept in kept {
+            // The least λ that prunes so many.
+            let pruned = d - usize::from(kept);
+            let lambda = Lambda::from_per_mille((1000 * pruned).div_ceil(d) as u16)?;
+            let needed = config.layers;
+            let full = |_| Error::Capacity { what: "runs of a table of layers", needed, capacity: MAX_RUNS };
+            table.push(1, lambda).map_err(full)?;
+        }
+        Ok(table)
+    }
+
     /// Windows of text that were averaged.
     #[must_use]
     pub fn windows(&self) -> usize {
         self.windows
     }
+
+    /// Tokens of each.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+/// T of each head from `scores` ([`adaptive::distribute`]), λ being to blame where the budget does not go round.
+pub(super) fn distribute(scores: &[f32], grid: Grid, lambda: Lambda, kept: &mut [u16]) -> Result<(), DesignError> {
+    adaptive::distribute(scores, grid, lambda, kept).map_err(|error| match error {
+        Error::Capacity { .. } => DesignError::Lambda { lambda },
+        error => DesignError::Core(error),
+    })
 }
 
 /// To five significant digits.
 fn round(x: f32) -> f32 {
     format!("{x:.4e}").parse().unwrap_or(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::Architecture, policy::CacheDesign, weights::fixture};
+    use thinkey_core::{Policy, policy::Choice};
+
+    /// Two layers of two heads of 16 channels: the second layer's scores are ten times those of the first.
+    #[test]
+    fn layers_share_one_budget() {
+        let config = fixture::config(Architecture::Llama);
+        let score = |at: usize| (16 - at % 16) as f32 * if at < 32 { 1.0 } else { 10.0 };
+        let calibration = Calibration {
+            version: VERSION,
+            model: None,
+            layers: 2,
+            kv_heads: 2,
+            head_dim: 16,
+            windows: 1,
+            tokens: 100,
+            scores: (0..64).map(score).collect(),
+        };
+        for (per_mille, multiple, expected) in [
+            (250, 1, [8, 16]),
+            (250, 8, [8, 16]),
+            (500, 1, [8, 8]),
+            (0, 8, [16, 16]),
+            (437, 1, [8, 12]),
+            (125, 1, [12, 16]),
+        ] {
+            let lambda = Lambda::from_per_mille(per_mille).unwrap();
+            let table = calibration.layers(&config, lambda, multiple).unwrap();
+            let policy = Policy { choice: Choice::Layers { table }, ..Policy::FULL };
+            let design = CacheDesign::new(policy, &config, None).unwrap();
+            let kept: Vec<_> = (0..4).map(|at| design.kept(at / 2, at % 2)).collect();
+            assert!(kept.iter().sum::<usize>() <= 4 * lambda.kept(16), "{per_mille}: {kept:?}");
+            assert_eq!(kept, [expected[0], expected[0], expected[1], expected[1]], "{per_mille} {multiple}");
+        }
+        let lambda = Lambda::from_per_mille(900).unwrap();
+        assert_eq!(calibration.layers(&config, lambda, 8), Err(DesignError::Lambda { lambda }));
+        assert!(matches!(calibration.layers(&config, Lambda::WHOLE, 0), Err(DesignError::Core(Error::Kept { .. }))));
+    }
 }

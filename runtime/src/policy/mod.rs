@@ -25,10 +25,11 @@ use crate::{
     engine::{Choosing, Device, SessionOptions},
     model::ModelConfig,
 };
+use std::iter;
 use thinkey_core::{
     BLOCK, CachePlan, Error, Lambda, Policy, StorageKind,
     channel::{
-        adaptive::{self, Grid, MIN_KEPT},
+        adaptive::{Grid, MIN_KEPT},
         compensate::SINKS,
     },
     policy::{Choice, Fix, Heads, Life, PolicyError, Store, ThinValues, Tokens},
@@ -53,6 +54,16 @@ pub enum DesignError {
     Lambda {
         /// The λ.
         lambda: Lambda,
+    },
+    /// A table has a λ for more or fewer layers than there are.
+    #[error(
+        "choice=layers has a λ for {given} layers, and the model has {layers}; neighbours of one λ are written as {layers}*.5"
+    )]
+    Layers {
+        /// Layers that the table has a λ for.
+        given: usize,
+        /// Layers of the model.
+        layers: usize,
     },
     /// A part that sessions do not have.
     #[error("{part} is not to be had in a session: {why}")]
@@ -150,6 +161,14 @@ impl CacheDesign {
         let heads = plan.layers * plan.heads();
         let kept = match policy.choice {
             Choice::Top { lambda } => vec![lambda.kept(config.head_dim) as u16; heads],
+            Choice::Layers { table } => {
+                let (given, layers) = (table.layers(), plan.layers);
+                if given != layers {
+                    return Err(DesignError::Layers { given, layers });
+                }
+                let layer = |lambda: Lambda| iter::repeat_n(lambda.kept(config.head_dim) as u16, plan.heads());
+                table.lambdas().flat_map(layer).collect()
+            }
             Choice::Adaptive { lambda, minimum } if usize::from(minimum) > lambda.kept(config.head_dim) => {
                 return Err(DesignError::Lambda { lambda });
             }
@@ -162,10 +181,7 @@ impl CacheDesign {
                 };
                 let scores = calibration.ok_or(DesignError::NotCalibrated)?.scores(config)?;
                 let mut kept = vec![0; heads];
-                adaptive::distribute(scores, grid, lambda, &mut kept).map_err(|error| match error {
-                    Error::Capacity { .. } => DesignError::Lambda { lambda },
-                    error => DesignError::Core(error),
-                })?;
+                calibration::distribute(scores, grid, lambda, &mut kept)?;
                 kept
             }
             _ => vec![config.head_dim as u16; heads],
@@ -251,7 +267,31 @@ fn eviction(tokens: Tokens) -> Option<Eviction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{model::Architecture, weights::fixture};
     use thinkey_core::{Head, HeadLayout, StorageKind};
+
+    #[test]
+    fn layers_keep_what_the_table_says() {
+        let config = fixture::config(Architecture::Llama);
+        let design = |line: &str| CacheDesign::new(line.parse().unwrap(), &config, None);
+        let kept = |line| {
+            let design = design(line).unwrap();
+            (0..4).map(|at| design.kept(at / 2, at % 2)).collect::<Vec<_>>()
+        };
+        assert_eq!(kept("choice=layers(.25,.5)"), [12, 12, 8, 8]);
+        assert_eq!(kept("choice=layers(2*.5)"), kept("choice=top(.5)"));
+        // Two copies of each KV head.
+        let copies = design("choice=layers(.25,.5),heads=query").unwrap();
+        assert!((0..8).map(|at| copies.kept(at / 4, at % 4)).eq([12, 12, 12, 12, 8, 8, 8, 8]));
+        for (line, given) in [("choice=layers(.5)", 1), ("choice=layers(3*.5)", 3)] {
+            assert_eq!(design(line), Err(DesignError::Layers { given, layers: 2 }));
+        }
+        let error = design("choice=layers(.5)").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "choice=layers has a λ for 1 layers, and the model has 2; neighbours of one λ are written as 2*.5"
+        );
+    }
 
     #[test]
     fn the_default_is_stored_with_heads_of_any_number_of_channels() {

@@ -116,14 +116,25 @@ fn energy_is_told_head_by_head() {
     let (html, options) = (tiny.path("energy.html"), ["--tokens", "200", "--windows", "3", "--lambda", "0.5"]);
     let text = tiny.on_text("energy", &[&options[..], &["--html", &html]].concat()).ok();
     let rows: Vec<_> = text.lines().skip(3).collect();
-    assert_eq!(rows.len(), 1 + 4 + 1, "{text}");
+    assert_eq!(rows.len(), 1 + 4 + 1 + 3 + 1 + 1 + 8, "{text}");
+    assert!(rows[7].starts_with("scores beside the exact one: ") && rows[7].contains("all 4 heads"), "{text}");
+    let names = ["score", "query", "sample(128)", "sample(256)", "sample(512)", "sketch(8)"];
+    assert!(rows[9..].iter().zip(names).all(|(row, name)| row.starts_with(name)), "{text}");
+    // A sample of all 200 tokens is exact.
+    assert_eq!(rows[12].split_whitespace().collect::<Vec<_>>()[..3], ["sample(256)", "100.0%", "100.0%"], "{text}");
     assert!(rows[0].starts_with("layer  head  rank of logits  centred  rank of keys  best 10%"), "{text}");
     assert!(
         rows[1].starts_with("0         0") && rows[4].starts_with("1         1") && rows[5].starts_with("mean"),
         "{text}"
     );
-    assert_eq!(plots(html), 3);
-    let report = tiny.report(tiny.on_text("energy", &[&options[..], &["--json"]].concat()));
+    assert_eq!(plots(html), 4);
+    let few = ["--scores", "l2,random(3)", "--json"];
+    let report = tiny.report(tiny.on_text("energy", &[&options[..], &few].concat()));
+    let scores = report["scoring"]["scores"].as_array().unwrap();
+    assert!(scores.iter().map(|row| &row["score"]).eq(["l2", "random(3)"]), "{report}");
+    assert!(scores[0]["overlap"]["mean"].as_f64() > scores[1]["overlap"]["mean"].as_f64(), "{report}");
+    let refused = tiny.on_text("energy", &["--scores", "sample(0)"]);
+    assert!(refused.code == 2 && refused.stderr.contains("needs a token to score by"), "{refused:?}");
     assert_eq!((&report["head_dim"], report["heads"].as_array().unwrap().len()), (&16.into(), 4));
     let one = tiny.report(tiny.on_text("energy", &["--tokens", "200", "--windows", "1", "--json"]));
     assert_eq!(one["heads"][0]["overlap"], Value::Null, "one mask has nothing to be compared with");

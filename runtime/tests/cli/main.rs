@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "tests")]
 
 mod bad_files;
+mod calibrate;
 mod chat;
 mod command;
 mod doctor;

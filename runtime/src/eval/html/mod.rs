@@ -202,7 +202,40 @@ pub fn energy(model: &str, report: &EnergyReport) -> Result<String, EvalError> {
         &["layer", "head", "rank of logits", "centred", "rank of keys", &few, &some, &half, "overlap", "Jaccard"],
         rows,
     );
+    if !report.scoring.scores.is_empty() {
+        scores(&mut page, report)?;
+    }
     Ok(page.finish())
+}
+
+/// Scores beside the exact one: a table, and how much of its masks they find by layer.
+fn scores(page: &mut Page, report: &EnergyReport) -> Result<(), EvalError> {
+    let (scoring, heads) = (&report.scoring, report.heads.len());
+    page.text(&format!(
+        "Scores beside the exact one (query): the share of its mask that theirs has too, the share of what its mask holds of its \
+         score that theirs holds, and the time for all {heads} heads, one after the other on one thread. A prompt is read in \
+         {:.0} ms.",
+        scoring.reading_milliseconds,
+    ));
+    let milliseconds = |microseconds: f64| format!("{:.2}", microseconds * heads as f64 / 1e3);
+    let exact = ["query", "100%", "100%", &milliseconds(scoring.microseconds), "1.000"].map(String::from).to_vec();
+    let share =
+        |share: Estimate| within(Estimate { mean: 100.0 * share.mean, error: share.error.map(|x| 100.0 * x) }, 1) + "%";
+    let rows = scoring.scores.iter().map(|row| {
+        let own = [row.score.to_string(), share(row.overlap), share(row.held)];
+        own.into_iter().chain([milliseconds(row.microseconds), format!("{:.3}", row.faster)]).collect()
+    });
+    page.table(&["score", "overlap", "score held", "ms", "times as fast"], [exact].into_iter().chain(rows));
+    let lines = scoring.scores.iter().map(|row| Line {
+        name: row.score.to_string(),
+        points: (0u16..)
+            .zip(&row.layers)
+            .map(|(layer, &y)| Point { x: layer.into(), y, error: None, label: String::new() })
+            .collect(),
+    });
+    let plot = charts::lines(["layer", "share of the mask"], None, &lines.collect::<Vec<_>>())?;
+    page.figure("Channels of the exact mask that the mask of another score has too.", &plot);
+    Ok(())
 }
 
 #[cfg(test)]

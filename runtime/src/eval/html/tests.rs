@@ -3,7 +3,7 @@
 use super::*;
 use crate::eval::{
     Footprint,
-    energy::HeadEnergy,
+    energy::{HeadEnergy, ScoreReport, ScoreRow},
     perplexity::PerplexityOptions,
     retrieval::{RetrievalOptions, RetrievalRow},
 };
@@ -92,7 +92,9 @@ fn heads_are_listed_and_layers_plotted() {
         overlap,
         jaccard: overlap,
     };
+    let scoring = ScoreReport { microseconds: 20.0, reading_milliseconds: 500.0, scores: Vec::new() };
     let report = |overlap| EnergyReport {
+        scoring: scoring.clone(),
         tokens: 100,
         windows: 3,
         window: 32,
@@ -104,4 +106,20 @@ fn heads_are_listed_and_layers_plotted() {
     check(&html, 3);
     assert_eq!(html.matches("<td>62.5%</td>").count(), 6);
     check(&energy("m", &report(None)).unwrap(), 2);
+
+    let score = ScoreRow {
+        score: "sample(256)".parse().unwrap(),
+        overlap: Estimate { mean: 0.75, error: Some(0.01) },
+        held: Estimate { mean: 0.9, error: None },
+        layers: vec![0.7, 0.8],
+        microseconds: 40.0,
+        faster: 0.5,
+    };
+    let mut compared = report(Some(0.625));
+    compared.scoring.scores.push(score);
+    let html = energy("m", &compared).unwrap();
+    check(&html, 4);
+    // Three heads.
+    let row = "<td class=\"text\">sample(256)</td><td>75.0 ± 1.0%</td><td>90.0%</td><td>0.12</td><td>0.500</td>";
+    assert!(html.contains(row) && html.contains("<td>0.06</td><td>1.000</td>"), "{html}");
 }
