@@ -9,8 +9,8 @@
 use crate::{
     BLOCK, ChannelMask, Error, HeadRef, MAX_GROUP, MAX_HEAD_DIM,
     error::check_len,
-    quant::{GROUP, halves::KeyGroups},
-    storage::{Element, Form, HALVED_VALUES, StorageKind, elements, with_element},
+    quant::{GROUP, mixed::KeyGroups},
+    storage::{Element, Form, MIXED_VALUES, StorageKind, elements, with_element},
     value::turn,
 };
 use core::ops::Range;
@@ -222,7 +222,7 @@ impl Loops for Plain {
                             *mix += weight * value.load();
                         }
                     }),
-                    Form::Halves => return Err(HALVED_VALUES),
+                    Form::Mixed => return Err(MIXED_VALUES),
                     form @ (Form::Codes(kind) | Form::Turned(kind)) => {
                         let groups = match form {
                             Form::Turned(_) => kind.turned_parts(values.bytes, values.head_dim)?,

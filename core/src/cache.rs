@@ -14,8 +14,8 @@ use crate::{
     error::check_len,
     log::debug,
     policy::{Fix, Score},
-    quant::{GROUP, halves::KeyGroups},
-    storage::{Element, Form, HALVED_VALUES, elements, elements_mut, with_element},
+    quant::{GROUP, mixed::KeyGroups},
+    storage::{Element, Form, MIXED_VALUES, elements, elements_mut, with_element},
     value::turn,
 };
 pub use evict::Kept;
@@ -349,7 +349,7 @@ impl<'a> HeadRef<'a> {
                     turn(value);
                 }
             }
-            Form::Halves => return Err(HALVED_VALUES),
+            Form::Mixed => return Err(MIXED_VALUES),
             Form::Codes(kind) => {
                 let groups = kind.parts(self.value_block(block), BLOCK * channels.len().div_ceil(GROUP))?;
                 for (lane, value) in values {

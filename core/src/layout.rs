@@ -4,8 +4,8 @@ use crate::{
     BLOCK, Error, HeadShape, MAX_HEAD_DIM, Retention,
     channel::{compensate::Correction, lowrank::Projection, predict::Prediction},
     policy::Fix,
-    quant::{QUAD, halves},
-    storage::{ALIGN, FloatKind, Form, HALVED_VALUES, StorageKind, TURNED_KEYS, align},
+    quant::{QUAD, mixed},
+    storage::{ALIGN, FloatKind, Form, MIXED_VALUES, StorageKind, TURNED_KEYS, align},
 };
 use core::ops::Range;
 use serde::{Deserialize, Serialize};
@@ -97,10 +97,10 @@ impl HeadLayout {
         if self.keys.turns() {
             return Err(TURNED_KEYS);
         }
-        if self.values.halves() {
-            return Err(HALVED_VALUES);
+        if self.values.mixed() {
+            return Err(MIXED_VALUES);
         }
-        if self.predicts() && matches!(self.keys.form(), Form::Float(_)) || self.keys.halves() && !self.predicts() {
+        if self.predicts() && matches!(self.keys.form(), Form::Float(_)) || self.keys.mixed() && !self.predicts() {
             return Err(Error::Inconsistent { what: "layout" });
         }
         if self.values.turns() && (!head_dim.is_power_of_two() || kept_values < head_dim) {
@@ -235,7 +235,7 @@ impl HeadLayout {
                 let most = kept * kind.bytes(QUAD) / QUAD + kind.bytes(QUAD) + ALIGN;
                 most - self.mask_at()
             }
-            Form::Halves => halves::most_bytes(kept) - self.mask_at(),
+            Form::Mixed => mixed::most_bytes(kept) - self.mask_at(),
         }
     }
 

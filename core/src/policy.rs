@@ -244,7 +244,7 @@ pub enum Store {
     Turned3,
     /// Of values only: turned, 2-bit codes with one scale a token.
     Turned2,
-    /// Of keys only: the channels that are chosen first in 4-bit codes, as many others in 2-bit codes, in groups of 32.
+    /// Of keys only: a quarter of the channels, those chosen first, in 4-bit codes, the others in 2-bit codes of a trellis.
     #[serde(rename = "int4/2")]
     Int4Int2,
     /// Of values only: turned, 2-bit codes of a trellis with one scale a token.
@@ -289,7 +289,7 @@ impl Store {
 
     /// Whether it is for keys alone, and only for those that have an order.
     #[must_use]
-    pub const fn halves(self) -> bool {
+    pub const fn mixed(self) -> bool {
         matches!(self, Self::Int4Int2)
     }
 
@@ -401,7 +401,7 @@ impl Policy {
 
     const SMALL: Self = Self { choice: Choice::Calibrated { lambda: per_mille(600), multiple: 8 }, ..Self::BALANCED };
 
-    /// The smallest, on the processor only: channels are told one after the other, the second half of them in two bits.
+    /// The smallest, on the processor only: channels are told one after the other, three quarters of them in two bits.
     const TINY: Self = Self {
         choice: Choice::Calibrated { lambda: per_mille(650), multiple: 8 },
         fix: Fix::Predictive,
@@ -451,7 +451,7 @@ impl Policy {
             self.fix = Fix::None;
             self.heads = Heads::Kv;
             self.life = Life::Prompt;
-            if self.keys.halves() {
+            if self.keys.mixed() {
                 self.keys = Store::Int4;
             }
             return Ok(self);
@@ -527,14 +527,14 @@ impl Policy {
         if predictive && matches!(self.keys, Store::F32 | Store::F16 | Store::Bf16) {
             return conflict("fix=predictive", "keys", "it makes up for rounding to codes; give fix=compensated");
         }
-        if self.keys.halves() && !predictive {
+        if self.keys.mixed() && !predictive {
             return conflict(
                 "keys=int4/2",
                 "fix",
                 "only fix=predictive stores the channels in the order of their choice",
             );
         }
-        if self.values.halves() {
+        if self.values.mixed() {
             return conflict("values", "int4/2", "a value has no order of channels; it is for keys");
         }
         if self.keys.turns() {

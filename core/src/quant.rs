@@ -9,7 +9,7 @@
 //! Values may be [turned](crate::value::turn) first. Their numbers then have no direction of their own: codes are symmetric
 //! about 0, x ≈ (code − middle) · scale, and a token has one scale for all of its channels, 2.25 bits a number of 64 where
 //! groups with two bits take 3. Four steps are tried, and the scale does not shrink the vector: Σ stored·x = Σ x². Two bits say
-//! most of them by a [trellis]. Predicted keys can have codes of two kinds, with [scales of eight bits](small): see [halves].
+//! most of them by a [trellis]. Predicted keys can have codes of two kinds, with [scales of eight bits](small): see [mixed].
 //!
 //! Four groups lie interleaved, number by number: the four codes that a query (over channels) or a row of weights (over
 //! tokens) meets together are one 32-bit word, which is what integer dot products of bytes take.
@@ -20,7 +20,7 @@ use crate::{
 };
 use half::f16;
 
-pub mod halves;
+pub mod mixed;
 mod range;
 pub mod small;
 pub mod trellis;
@@ -401,7 +401,7 @@ mod tests {
         match groups.affine {
             Affine::Halves { scales, mins } => (scales[group], mins[group]),
             Affine::Turned { scales } => (scales[group], f16::ZERO),
-            Affine::Small { .. } | Affine::Middle { .. } => unreachable!("these are of key blocks in halves"),
+            Affine::Small { .. } | Affine::Middle { .. } => unreachable!("these are of mixed key blocks"),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use crate::{
     BLOCK, Error,
-    quant::{CodeKind, GROUP, halves},
+    quant::{CodeKind, GROUP, mixed},
 };
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -50,8 +50,8 @@ pub enum StorageKind {
     Turned3,
     /// Turned values in symmetric 2-bit codes.
     Turned2,
-    /// Of keys only, asymmetric codes in groups of 32: of the first half of the channels 4-bit ones, of the others 2-bit ones,
-    /// see [`Form::Halves`].
+    /// Of keys only, codes in groups of 32: of the first quarter of the channels asymmetric 4-bit ones, of the others 2-bit ones of
+    /// a trellis, see [`Form::Mixed`].
     Int4Int2,
     /// Turned values in 2-bit codes of a [trellis](crate::quant::trellis).
     Trellis2,
@@ -69,8 +69,8 @@ pub enum Form {
     /// D must be a power of two, and no value channel may be missing.
     Turned(CodeKind),
     /// Of keys only, which are [predicted](crate::channel::predict): codes in groups of 32, of the first
-    /// [half](crate::quant::halves) of the channels with four bits, of the others with two.
-    Halves,
+    /// channels with four bits, of the [others](crate::quant::mixed) with two.
+    Mixed,
 }
 
 /// Floating-point numbers as the cache stores them.
@@ -137,7 +137,7 @@ impl StorageKind {
             Self::Turned4 => Form::Turned(CodeKind::Int4),
             Self::Turned3 => Form::Turned(CodeKind::Int3),
             Self::Turned2 => Form::Turned(CodeKind::Int2),
-            Self::Int4Int2 => Form::Halves,
+            Self::Int4Int2 => Form::Mixed,
             Self::Trellis2 => Form::Turned(CodeKind::Trellis2),
         }
     }
@@ -150,8 +150,8 @@ impl StorageKind {
 
     /// Whether it is for keys alone, and only where their channels have an order.
     #[must_use]
-    pub const fn halves(self) -> bool {
-        matches!(self.form(), Form::Halves)
+    pub const fn mixed(self) -> bool {
+        matches!(self.form(), Form::Mixed)
     }
 
     /// The kind in which tokens of the recent ring are stored: never quantised.
@@ -159,7 +159,7 @@ impl StorageKind {
     pub const fn ring(self) -> FloatKind {
         match self.form() {
             Form::Float(kind) => kind,
-            Form::Codes(_) | Form::Turned(_) | Form::Halves => FloatKind::F16,
+            Form::Codes(_) | Form::Turned(_) | Form::Mixed => FloatKind::F16,
         }
     }
 
@@ -169,7 +169,7 @@ impl StorageKind {
         match self.form() {
             Form::Float(kind) => align(BLOCK * kept * kind.bytes()),
             Form::Codes(kind) | Form::Turned(kind) => align(kind.bytes(kept)),
-            Form::Halves => align(halves::bytes(kept)),
+            Form::Mixed => align(mixed::bytes(kept)),
         }
     }
 
@@ -180,7 +180,7 @@ impl StorageKind {
             Form::Float(kind) => align(BLOCK * head_dim * kind.bytes()),
             Form::Codes(kind) => align(kind.bytes(BLOCK * head_dim.div_ceil(GROUP))),
             // There are none.
-            Form::Halves => 0,
+            Form::Mixed => 0,
             Form::Turned(kind) => align(kind.turned_bytes(head_dim)),
         }
     }
@@ -208,8 +208,8 @@ impl StorageKind {
 /// Keys are never turned: a layout with such keys is refused before there are any.
 pub(crate) const TURNED_KEYS: Error = Error::Inconsistent { what: "how keys are stored" };
 
-/// Values have no halves: a layout with such values is refused before there are any.
-pub(crate) const HALVED_VALUES: Error = Error::Inconsistent { what: "how values are stored" };
+/// Values are of one kind: a layout with such values is refused before there are any.
+pub(crate) const MIXED_VALUES: Error = Error::Inconsistent { what: "how values are stored" };
 
 /// A number as the cache stores it.
 pub trait Element: bytemuck::Pod {

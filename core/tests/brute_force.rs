@@ -6,7 +6,7 @@ use thinkey_core::{
     StorageKind, attend,
     channel::{compensate::Correction, select::select},
     policy::Fix,
-    quant::halves,
+    quant::mixed,
     storage::{Element, FloatKind},
 };
 
@@ -31,7 +31,7 @@ struct Life {
 /// Kinds for keys, all but those that are for values alone, and for values.
 fn kinds() -> (impl Strategy<Value = StorageKind>, impl Strategy<Value = StorageKind>) {
     let keys: Vec<_> = StorageKind::ALL.into_iter().filter(|kind| !kind.turns()).collect();
-    let values: Vec<_> = StorageKind::ALL.into_iter().filter(|kind| !kind.halves()).collect();
+    let values: Vec<_> = StorageKind::ALL.into_iter().filter(|kind| !kind.mixed()).collect();
     (prop::sample::select(keys), prop::sample::select(values))
 }
 
@@ -42,8 +42,8 @@ fn lives() -> impl Strategy<Value = Life> {
     let first = (prop_oneof![Just(0usize), 1usize..6, Just(40usize)], fix, value_lambda);
     (1usize..=80, first, 0usize..50, 1usize..=4, prop::option::of(1usize..250), kinds(), any::<u64>()).prop_flat_map(
         |(head_dim, (sinks, (fix, renews), value_lambda), recent, group, window, (keys, values), seed)| {
-            // What is predicted are codes, and halves are of what is predicted.
-            let (fix, renews) = if keys.halves() { (Fix::Predictive, false) } else { (fix, renews) };
+            // What is predicted are codes, and two kinds are of what is predicted.
+            let (fix, renews) = if keys.mixed() { (Fix::Predictive, false) } else { (fix, renews) };
             let keys = match (fix, keys) {
                 (Fix::Predictive, StorageKind::F32 | StorageKind::F16 | StorageKind::Bf16) => StorageKind::Int4,
                 _ => keys,
@@ -317,7 +317,7 @@ proptest! {
                         let told = f64::from(stored_number(&masks.unwrap().keys, &stored_keys[token * d..], index));
                         let off = (left[channel as usize] - told).abs() as f32;
                         let kind = match life.keys {
-                            StorageKind::Int4Int2 if index < halves::fine(life.kept) => StorageKind::Int4,
+                            StorageKind::Int4Int2 if index < mixed::fine(life.kept) => StorageKind::Int4,
                             StorageKind::Int4Int2 => StorageKind::Trellis2,
                             kind => kind,
                         };

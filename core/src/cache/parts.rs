@@ -4,8 +4,8 @@ use super::{KeyOrder, Rows, evict::Kept};
 use crate::{
     Admission, BLOCK, ChannelMask, Error, HeadLayout, MAX_HEAD_DIM,
     channel::predict::Prediction,
-    quant::{CodeKind, GROUP, QUAD, halves::KeyGroupsMut},
-    storage::{Element, FloatKind, Form, HALVED_VALUES, StorageKind, elements, elements_mut, with_element},
+    quant::{CodeKind, GROUP, QUAD, mixed::KeyGroupsMut},
+    storage::{Element, FloatKind, Form, MIXED_VALUES, StorageKind, elements, elements_mut, with_element},
     value::turn,
 };
 use core::ops::Range;
@@ -518,7 +518,7 @@ impl Parts<'_> {
                     whole.turn_values(kind, channels, (lanes, first), bytes)?;
                     continue;
                 }
-                Form::Halves => return Err(HALVED_VALUES),
+                Form::Mixed => return Err(MIXED_VALUES),
                 Form::Float(_) => {}
             }
             let stored = elements_mut::<E>(bytes)?;

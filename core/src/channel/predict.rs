@@ -12,7 +12,7 @@
 //! q·k ≈ q·m + Σ ŷᵢ (q·aᵢ), so that a query is multiplied once by the D×(T+1) numbers of all aᵢ and m, as by those of a
 //! [projection](super::lowrank), and the thin prefix is read as any other.
 //!
-//! Channels that come late tell little that is new, and can have fewer bits: the second [half](crate::quant::halves) of them.
+//! Channels that come late tell little that is new, and can have fewer bits: all but the first [quarter](crate::quant::mixed).
 //! PREDICTED aᵢ is from whole keys, so that it does not learn rounding.
 
 use super::compensate::take;

@@ -106,7 +106,7 @@ fn what_was_recorded_is_computed_again() {
         for fix in [Fix::None, Fix::Compensated, Fix::Predictive] {
             let mut layout = layout(kind, fix);
             // Some kinds are of keys or of values alone, or not of predicted keys.
-            if kind.halves() {
+            if kind.mixed() {
                 layout.values = StorageKind::Int3;
             }
             if layout.check().is_err() {

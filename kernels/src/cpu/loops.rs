@@ -13,7 +13,7 @@ use std::ops::Range;
 use thinkey_core::{
     BLOCK, Error, Loops,
     attend::{KeyLanes, TILE_BLOCKS, ValueRows},
-    quant::{Groups, halves::KeyGroups},
+    quant::{Groups, mixed::KeyGroups},
     storage::{Element, FloatKind, Form},
 };
 
@@ -44,7 +44,7 @@ impl Loops for SimdLoops {
                 need("keys", rows(keys.channels, keys.stride, BLOCK) * kind.bytes(), keys.bytes.len())?;
                 self.0.dispatch(KeyScores { kind, keys, queries, group, scores, score_stride });
             }
-            Form::Codes(_) | Form::Turned(_) | Form::Halves => {
+            Form::Codes(_) | Form::Turned(_) | Form::Mixed => {
                 self.tile_scores(&[keys], queries, group, scores, score_stride)?;
             }
         }
@@ -71,7 +71,7 @@ impl Loops for SimdLoops {
                 need("values", lanes.end * values.head_dim * kind.bytes(), values.bytes.len())?;
                 self.0.dispatch(MixValues { kind, values, lanes, weights, weight_stride, group, mixed });
             }
-            Form::Codes(_) | Form::Turned(_) | Form::Halves => {
+            Form::Codes(_) | Form::Turned(_) | Form::Mixed => {
                 self.mix_tile(&[(values, lanes)], weights, weight_stride, group, mixed)?;
             }
         }
@@ -188,7 +188,7 @@ fn value_groups<'a>(values: &ValueRows<'a>) -> Result<Option<Groups<'a>>, Error>
         Form::Codes(kind) => kind.parts(values.bytes, BLOCK * values.head_dim.div_ceil(codes::GROUP)).map(Some),
         Form::Turned(kind) => kind.turned_parts(values.bytes, values.head_dim).map(Some),
         Form::Float(_) => Ok(None),
-        Form::Halves => Err(Error::Inconsistent { what: "how values are stored" }),
+        Form::Mixed => Err(Error::Inconsistent { what: "how values are stored" }),
     }
 }
 
@@ -522,7 +522,7 @@ mod tests {
     use proptest::prelude::*;
     use thinkey_core::{
         Plain, StorageKind,
-        quant::{CodeKind, halves},
+        quant::{CodeKind, mixed},
     };
 
     /// Numbers on cache lines, as the cache has them, and how many bytes they are: any codes for as many groups of 32,
@@ -532,7 +532,7 @@ mod tests {
             Form::Float(kind) => len * kind.bytes(),
             Form::Codes(kind) => kind.bytes(len.div_ceil(codes::GROUP)),
             Form::Turned(kind) => kind.turned_bytes(len / BLOCK),
-            Form::Halves => halves::bytes(len.div_ceil(codes::GROUP)),
+            Form::Mixed => mixed::bytes(len.div_ceil(codes::GROUP)),
         };
         let mut lines = vec![[0u64; 8]; size.div_ceil(64)];
         let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut lines)[..size];
@@ -553,9 +553,9 @@ mod tests {
                 codes.iter_mut().for_each(|code| *code = (number(seed) * 128.0 + 128.0) as u8);
                 floats(affine, seed);
             }
-            Form::Halves => {
+            Form::Mixed => {
                 let channels = len.div_ceil(codes::GROUP);
-                let fine = halves::fine(channels);
+                let fine = mixed::fine(channels);
                 bytes.iter_mut().for_each(|byte| *byte = (number(seed) * 128.0 + 128.0) as u8);
                 // Scales up to 1, and zero points within the codes.
                 let (fine_codes, codes) =
@@ -579,7 +579,7 @@ mod tests {
             Form::Codes(kind) | Form::Turned(kind) => {
                 (2e-4 + count as f32 / 254.0 / 2.0) * f32::from(CodeKind::largest(kind))
             }
-            Form::Halves => tolerance(StorageKind::Int4, count),
+            Form::Mixed => tolerance(StorageKind::Int4, count),
         }
     }
 
@@ -602,9 +602,9 @@ mod tests {
             lanes in (0usize..=32, 0usize..=32),
             mut seed in any::<u64>(),
         ) {
-            // Keys are not turned, and values have no halves: others are tried beside them.
+            // Keys are not turned, and values are of one kind: others are tried beside them.
             let keys_kind = if kind.turns() { StorageKind::Int4 } else { kind };
-            let kind = if kind.halves() { StorageKind::Int3 } else { kind };
+            let kind = if kind.mixed() { StorageKind::Int3 } else { kind };
             let stride = if matches!(kind.form(), Form::Float(_)) { BLOCK * (1 + extra) } else { BLOCK };
             let (lines, size) = stored(keys_kind, &mut seed, (channels - 1) * stride + BLOCK);
             let keys = KeyLanes { kind: keys_kind, bytes: &bytemuck::cast_slice(&lines)[..size], channels, stride, ahead: &[] };

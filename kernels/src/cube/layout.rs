@@ -161,7 +161,7 @@ impl Shape {
 /// Bits of a code; 0 where numbers are stored by themselves.
 pub(crate) fn bits(kind: StorageKind) -> u32 {
     match kind.form() {
-        Form::Float(_) | Form::Halves => 0,
+        Form::Float(_) | Form::Mixed => 0,
         Form::Codes(kind) | Form::Turned(kind) => CodeKind::bits(kind) as u32,
     }
 }
@@ -169,7 +169,7 @@ pub(crate) fn bits(kind: StorageKind) -> u32 {
 /// Words of the codes of four groups.
 pub(crate) fn quad_words(kind: StorageKind) -> usize {
     match kind.form() {
-        Form::Float(_) | Form::Halves => 0,
+        Form::Float(_) | Form::Mixed => 0,
         Form::Codes(kind) | Form::Turned(kind) => CodeKind::quad_bytes(kind) / 4,
     }
 }

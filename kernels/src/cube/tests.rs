@@ -290,7 +290,7 @@ impl Both {
                     Form::Float(kind) => floats * kind.bytes(),
                     Form::Codes(kind) => kind.bytes(groups),
                     Form::Turned(kind) => kind.turned_bytes(dim),
-                    Form::Halves => unreachable!("the kernels have no such kind"),
+                    Form::Mixed => unreachable!("the kernels have no such kind"),
                 };
                 let kept = layout.kept as usize;
                 let keys = lens(layout.keys, kept * BLOCK, kept);

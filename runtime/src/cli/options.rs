@@ -122,7 +122,7 @@ pub fn stored(policy: Policy, kind: Option<Store>) -> Policy {
 /// Reads how numbers are stored.
 pub fn kv_type() -> impl TypedValueParser<Value = Store> {
     let kinds =
-        Store::ALL.into_iter().filter(|&kind| !kind.turns() && !kind.halves() && StorageKind::try_from(kind).is_ok());
+        Store::ALL.into_iter().filter(|&kind| !kind.turns() && !kind.mixed() && StorageKind::try_from(kind).is_ok());
     PossibleValuesParser::new(kinds.map(Store::name)).map(|name| {
         let kind = Store::ALL.into_iter().find(|kind| kind.name() == name);
         kind.unwrap_or_default()
