@@ -307,7 +307,7 @@ mod tests {
     fn predicted_keys_take_three_bits_a_number() {
         let plan = CachePlan { keys: StorageKind::Int4Int2, fix: Fix::Predictive, ..SMOL };
         let bytes = plan.bytes(|_, _| 40).unwrap();
-        assert_eq!(bytes.prefix_keys, 90 * 127 * (16 * (16 + 2) + 24 * (8 + 1)));
+        assert_eq!(bytes.prefix_keys, 90 * 127 * (16 * (16 + 2) + 24 * (8 + 1usize)).next_multiple_of(64));
         assert_eq!(bytes.corrections, 90 * ((64 * 41 + 40 + 32) * 2usize).next_multiple_of(64));
         assert!(plan.bytes(|_, _| 64).unwrap().corrections > bytes.corrections);
         assert!(CachePlan { fix: Fix::Compensated, ..plan }.head(40).is_err());

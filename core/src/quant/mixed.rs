@@ -255,8 +255,7 @@ mod tests {
 
     #[test]
     fn the_first_channels_are_whole_quads() {
-        for (kept, first) in [(1, 1), (3, 3), (4, 4), (7, 4), (8, 4), (9, 8), (16, 12), (40, 24), (64, 32), (256, 128)]
-        {
+        for (kept, first) in [(1, 1), (3, 3), (4, 4), (7, 4), (8, 4), (9, 8), (16, 4), (40, 16), (64, 20), (256, 64)] {
             assert_eq!(fine(kept), first, "{kept}");
         }
         assert_eq!(bytes(40), 16 * (16 + 2) + 24 * (8 + 1));
@@ -264,7 +263,7 @@ mod tests {
             assert!(align(bytes(kept)) <= most_bytes(kept));
             let least = quarter(kept).min(kept);
             assert!(
-                half <= fine(kept) && fine(kept) <= kept && (fine(kept).is_multiple_of(QUAD) || fine(kept) == kept)
+                least <= fine(kept) && fine(kept) <= kept && (fine(kept).is_multiple_of(QUAD) || fine(kept) == kept)
             );
             // More would need another line.
             assert_eq!(align(bytes(kept)), align(block_bytes(least, kept)), "{kept}");
