@@ -1,5 +1,9 @@
 //! Query-driven scores from a sample of the keys: every n-th token, n such that at most so many count. Scoring then takes
 //! a fixed time, however long the prompt is.
+//!
+//! Of prompts of 2,048 tokens of WikiText-2 (`thinkey eval energy`, SmolLM2-135M, half of the channels pruned), samples of 128,
+//! 256 and 512 tokens find 97.6, 98.4 and 98.9% of the exact mask. Those of 128 and 256 take 0.44 and 0.65 of its time, which is
+//! a millisecond of the seconds that the prompt takes; one of 512 takes longer than all tokens, whose keys are read in a row.
 
 use super::score;
 use crate::Error;

@@ -88,14 +88,10 @@ impl Budget {
         }
         let budget = Self { design: planner.design(policy)?, auto, settled, planned: plan.total(), allowed };
         if let (true, Some(allowed)) = (auto, allowed) {
-            eprintln!("thinkey: λ = {} is the smallest that fits {}", budget.lambda(), HumanBytes(allowed as u64));
+            let lambda = budget.design.policy().lambda().map_or(0.0, share);
+            eprintln!("thinkey: λ = {lambda} is the smallest that fits {}", HumanBytes(allowed as u64));
         }
         Ok(budget)
-    }
-
-    /// λ as a number, for people.
-    fn lambda(&self) -> f64 {
-        self.design.policy().lambda().map_or(0.0, share)
     }
 
     /// Whether λ was found and not given.
@@ -121,9 +117,12 @@ impl fmt::Display for Budget {
             }
         }
         if let Some(allowed) = self.allowed {
-            let how = if self.auto { "chosen" } else { "given" };
             let (planned, allowed) = (HumanBytes(self.planned as u64), HumanBytes(allowed as u64));
-            write!(f, "memory: planned {planned} of {allowed} allowed, λ = {} {how}", self.lambda())?;
+            write!(f, "memory: planned {planned} of {allowed} allowed")?;
+            // Where each prompt or each layer has its own, there is no λ of all.
+            if let Some(lambda) = self.design.policy().lambda().map(share) {
+                write!(f, ", λ = {lambda} {}", if self.auto { "chosen" } else { "given" })?;
+            }
         }
         Ok(())
     }

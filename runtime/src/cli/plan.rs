@@ -211,12 +211,13 @@ impl Report {
     fn print(&self, checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
         let config = checkpoint.config();
         let Workload { context, slots, policy, recent, threads, .. } = self.workload;
-        let lambda = policy.lambda().map_or(0.0, share);
+        // Where each prompt or each layer has its own, there is no λ of all.
+        let thin = policy.lambda().map_or_else(|| "policy".to_owned(), |lambda| format!("λ = {}", share(lambda)));
         let mut row = |name: &str, thin: String, whole: String| {
             writeln!(out, "{}", format!("{name:26} {thin:>12} {whole:>12}").trim_end())
         };
         let bytes = |bytes: usize| HumanBytes(bytes as u64).to_string();
-        row(config.name.as_deref().unwrap_or("(no name)"), format!("λ = {lambda}"), "λ = 0".to_owned())?;
+        row(config.name.as_deref().unwrap_or("(no name)"), thin, "λ = 0".to_owned())?;
         for ((heading, thin), (_, whole)) in parts(&self.thin).into_iter().zip(parts(&self.whole)) {
             row(heading, bytes(sum(&thin)), bytes(sum(&whole)))?;
             for ((name, thin), (_, whole)) in thin.into_iter().zip(whole) {
