@@ -215,7 +215,7 @@ pub enum SnapshotError {
         /// Bytes needed.
         bytes: u64,
     },
-    /// The device gives its cache to nobody.
+    /// The device has the cache in a form of its own.
     Device,
     /// What a head holds cannot be.
     Core(Error),
@@ -244,7 +244,10 @@ impl fmt::Display for SnapshotError {
             Self::Impossible { what } => write!(f, "the snapshot contradicts itself in its {what}"),
             Self::Empty => write!(f, "the cache is empty; ask something first"),
             Self::Memory { bytes } => write!(f, "no memory for a snapshot of {bytes} bytes"),
-            Self::Device => write!(f, "this device gives its cache to nobody; compute on the processor (ndarray)"),
+            Self::Device => write!(
+                f,
+                "this device has the cache of this policy as plain tensors, which no snapshot is of; compute on the processor (ndarray)"
+            ),
             Self::Core(error) => error.fmt(f),
         }
     }

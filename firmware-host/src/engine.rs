@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 use thinkey::{
-    engine::{Device, DeviceError, Engine as Runtime, EngineOptions},
+    engine::{DeviceError, Engine as Runtime, EngineOptions},
     machine::Memory,
     model::ModelError,
     policy::{self, Calibration, CalibrationError, DesignError},
@@ -162,6 +162,7 @@ impl ModelEngine {
             stats: Arc::clone(&stats),
         };
         worker.open(policy)?;
+        let snapshots = worker.cache.as_ref().is_some_and(|held| held.session.takes_snapshots());
         thread::spawn(move || {
             for work in given {
                 if worker.work(work).is_break() {
@@ -174,7 +175,7 @@ impl ModelEngine {
             line: policy.to_string(),
             context,
             budget: options.budget,
-            snapshots: options.engine.device == Device::Ndarray,
+            snapshots,
             work,
             said: Side(mailbox),
             stats,

@@ -1,5 +1,5 @@
-//! Decode attention over the thin cache on a CUDA device, beside what the device copies; the attention of a prompt to itself,
-//! and what it takes to make it thin: `cargo bench -p thinkey-kernels --features cuda --bench device`.
+//! Decode attention over the thin cache on a CUDA device, beside what the device copies; the attention of a prompt to itself
+//! and to what a cache holds, and what it takes to make it thin: `cargo bench -p thinkey-kernels --features cuda --bench device`.
 //!
 //! 8 KV heads of 4 query heads and 128 channels, of which half are kept. Where there is no device, this says so, and of a
 //! cache that takes more than half of its free memory too. It has not been run on a GPU yet.
@@ -55,21 +55,26 @@ fn kept(_: usize, _: usize) -> usize {
     HEADS.head_dim / 2
 }
 
+/// Feeds `tokens` tokens to each of the slots.
+fn fill(ops: &mut Ops, cache: &mut <Ops as ThinOps>::Cache, slots: usize, tokens: usize, device: &Device) {
+    for slot in 0..slots {
+        for first in (0..tokens).step_by(RUN) {
+            let count = RUN.min(tokens - first);
+            cache.begin(slot, count, true).expect("room");
+            let (mut prompt, fused) = (ops.prompt(cache, slot, count, WINDOW, HEADS), rows(count, device));
+            ops.hold(cache, 0, &mut prompt, &fused).expect("rows");
+            ops.admit_prompt(cache, 0, &prompt).expect("numbers");
+            cache.commit(slot);
+        }
+    }
+}
+
 /// A step of attention at `tokens` tokens for each of `slots` sequences.
 fn attention(kind: StorageKind, slots: usize, tokens: usize, bandwidth: f64) {
     let device = Device::default();
     let mut ops = Ops::new(device.clone());
     let mut cache = ops.cache(plan(kind, slots, tokens + 1), WINDOW, &kept).expect("a cache");
-    for slot in 0..slots {
-        for first in (0..tokens).step_by(RUN) {
-            let count = RUN.min(tokens - first);
-            cache.begin(slot, count, true).expect("room");
-            let (mut prompt, fused) = (ops.prompt(&cache, slot, count, WINDOW, HEADS), rows(count, &device));
-            ops.hold(&cache, 0, &mut prompt, &fused).expect("rows");
-            ops.admit_prompt(&mut cache, 0, &prompt).expect("numbers");
-            cache.commit(slot);
-        }
-    }
+    fill(&mut ops, &mut cache, slots, tokens, &device);
     let all: Vec<usize> = (0..slots).collect();
     all.iter().for_each(|&slot| cache.begin(slot, 1, false).expect("room"));
     let fused = rows(slots, &device);
@@ -121,11 +126,12 @@ fn admission(kind: StorageKind, tokens: usize) {
     println!("{:6} prompt of {tokens} tokens thinned and stored: {:9.1} µs a layer", kind.name(), seconds[2] * 1e6);
 }
 
-/// The attention of a prompt of `tokens` tokens to itself in one layer, run after run.
-fn prompt(tokens: usize) {
+/// The attention of a prompt of `tokens` tokens to itself and to `past` tokens of the cache in one layer, run after run.
+fn prompt(kind: StorageKind, past: usize, tokens: usize) {
     let device = Device::default();
     let mut ops = Ops::new(device.clone());
-    let mut cache = ops.cache(plan(StorageKind::F16, 1, tokens), WINDOW, &kept).expect("a cache");
+    let mut cache = ops.cache(plan(kind, 1, past + tokens), WINDOW, &kept).expect("a cache");
+    fill(&mut ops, &mut cache, 1, past, &device);
     cache.begin(0, tokens, true).expect("room");
     let runs: Vec<_> = (0..tokens).step_by(RUN).map(|first| rows(RUN.min(tokens - first), &device)).collect();
     let mut prompt = ops.prompt(&cache, 0, tokens, WINDOW, HEADS);
@@ -144,10 +150,11 @@ fn prompt(tokens: usize) {
         .skip(1)
         .collect();
     seconds.sort_by(f64::total_cmp);
-    // Two products of which half is behind a token, a multiplication and an addition each.
-    let operations = 2.0 * (HEADS.keys() * tokens) as f64 * tokens as f64;
+    // Two products, of whose own tokens half is behind one, a multiplication and an addition each.
+    let operations = 4.0 * (HEADS.keys() * tokens) as f64 * (past as f64 + tokens as f64 / 2.0);
     let speed = operations / seconds[2] / 1e12;
-    println!("prompt of {tokens} tokens attends: {:9.1} µs a layer, {speed:5.2} TFLOP/s", seconds[2] * 1e6);
+    let after = if past > 0 { format!(" after {past} in {}", kind.name()) } else { String::new() };
+    println!("prompt of {tokens} tokens{after} attends: {:9.1} µs a layer, {speed:5.2} TFLOP/s", seconds[2] * 1e6);
 }
 
 /// Whether what is to be measured, caches of `plan`, takes half of `free` bytes at most; says so where it does not.
@@ -184,7 +191,12 @@ fn main() {
         }
     }
     for tokens in [512, 2048, 16_384] {
-        prompt(tokens);
+        prompt(StorageKind::F16, 0, tokens);
+    }
+    for kind in [StorageKind::F16, StorageKind::Int4] {
+        for tokens in [16, 512] {
+            prompt(kind, 16_384, tokens);
+        }
     }
     for kind in [StorageKind::F16, StorageKind::Int4] {
         admission(kind, 16_384);

@@ -173,7 +173,7 @@ pub trait Cache {
     /// is under way.
     ///
     /// # Errors
-    /// [`SnapshotError::Device`] where the device takes none; [`SnapshotError::Empty`].
+    /// [`SnapshotError::Device`] where the cache takes none, whatever the slot; [`SnapshotError::Empty`].
     fn progress(&self, slot: usize) -> Result<(Progress, usize), SnapshotError> {
         let _ = slot;
         Err(SnapshotError::Device)

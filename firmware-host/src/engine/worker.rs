@@ -51,7 +51,7 @@ pub struct Job {
 /// The cache that the thread has, for a policy.
 pub struct Held {
     policy: Policy,
-    session: Session,
+    pub session: Session,
     /// As [`Request::tokens`].
     tokens: Vec<u32>,
 }

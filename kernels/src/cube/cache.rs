@@ -4,9 +4,9 @@
 //! a step, for all layers. Masks, energies and corrections are the device's.
 
 use super::{
-    launch::{Doing, Given, Layer, Numbers, Steps, allocate_exactly, blocks, head_entry, row_entry},
+    launch::{Doing, Given, Layer, Numbers, Steps, allocate_exactly, blocks, clear, head_entry, row_entry},
     layout::Shape,
-    score,
+    score, snapshot,
 };
 use crate::{
     cpu::cache::CacheError,
@@ -19,33 +19,36 @@ use thinkey_core::{
     Admission, CacheBytes, CachePlan, Error, HeadLayout, Lambda, Span, StorageKind,
     channel::{compensate, random},
     policy::{Fix, Life, Score},
+    snapshot::{Progress, SnapshotError},
 };
 
 #[derive(Clone, Debug, Default)]
-struct Slot {
-    span: Span,
-    step: Option<Admission>,
+pub(super) struct Slot {
+    pub(super) span: Span,
+    pub(super) step: Option<Admission>,
     /// Page table before the step under way.
     before: Vec<u32>,
     /// Page table after it.
-    pages: Vec<u32>,
-    renewal: Renewal,
+    pub(super) pages: Vec<u32>,
+    pub(super) renewal: Renewal,
     /// Whether the energies are those of the sequence at hand.
-    counted: bool,
-    position: usize,
+    pub(super) counted: bool,
+    pub(super) position: usize,
 }
 
 /// The thin caches of all layers and heads, for `plan.slots` sequences, on a device.
 pub struct DeviceCache<R: CubeRuntime> {
     pub(super) client: ComputeClient<R>,
-    plan: CachePlan,
+    pub(super) plan: CachePlan,
     planned: CacheBytes,
     allocated: usize,
     window: usize,
     choosing: Choosing,
-    layers: Vec<Layer>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    pub(super) layers: Vec<Layer>,
+    /// Of every head, layer after layer, and at which byte of its layer it begins.
+    pub(super) layouts: Vec<(HeadLayout, usize)>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) free: Vec<u32>,
     /// What was uploaded for the step under way: all layers go by it.
     tables: Mutex<Tables>,
 }
@@ -104,13 +107,15 @@ impl<R: CubeRuntime> DeviceCache<R> {
         let planned = plan.bytes(kept)?;
         allocate_exactly(&client);
         let (mut layers, mut allocated) = (Vec::with_capacity(plan.layers), 0);
+        let mut layouts = Vec::with_capacity(plan.layers * plan.heads());
         for layer in 0..plan.layers {
-            let layouts: Vec<HeadLayout> =
-                (0..plan.heads()).map(|head| plan.head(kept(layer, head))).collect::<Result<_, Error>>()?;
-            let (mut table, mut bytes) = (Vec::new(), 0);
-            for layout in &layouts {
-                table.extend(head_entry(layout, bytes));
+            let (mut table, mut bytes, mut stride) = (Vec::new(), 0, 0);
+            for head in 0..plan.heads() {
+                let layout = plan.head(kept(layer, head))?;
+                table.extend(head_entry(&layout, bytes));
+                layouts.push((layout, bytes));
                 bytes += layout.bytes();
+                stride = layout.ring_stride();
             }
             let shape = Shape {
                 dim: plan.head_dim,
@@ -123,7 +128,7 @@ impl<R: CubeRuntime> DeviceCache<R> {
                 keys: plan.keys,
                 values: plan.values,
                 sinks: plan.sinks,
-                stride: layouts[0].ring_stride(),
+                stride,
                 corrected: plan.fix == Fix::Compensated,
                 copies: plan.copies,
             };
@@ -131,6 +136,8 @@ impl<R: CubeRuntime> DeviceCache<R> {
             allocated += bytes + channels * 4;
             let (arena, heads) = (Numbers::empty(&client, bytes / 4), Numbers::of(&client, &table));
             let channels = Numbers::of(&client, &vec![0; channels]);
+            // What lies between numbers is saved with them.
+            clear(&client, &arena);
             layers.push(Layer { arena, heads, channels, count: plan.heads(), shape });
         }
         let pages = plan.blocks_per_slot() * plan.slots;
@@ -142,6 +149,7 @@ impl<R: CubeRuntime> DeviceCache<R> {
             window,
             choosing: Choosing::default(),
             layers,
+            layouts,
             tables: Mutex::default(),
             slots: vec![Slot::default(); plan.slots],
             free: (0..pages as u32).rev().collect(),
@@ -390,5 +398,22 @@ impl<R: CubeRuntime> Cache for DeviceCache<R> {
         let state = &mut self.slots[slot];
         self.free.append(&mut state.pages);
         *state = Slot::default();
+    }
+
+    fn progress(&self, slot: usize) -> Result<(Progress, usize), SnapshotError> {
+        snapshot::progress(self, slot)
+    }
+
+    fn save(&self, slot: usize, out: &mut Vec<u8>) -> Result<(), SnapshotError> {
+        snapshot::save(self, slot, out)
+    }
+
+    fn restore(&mut self, slot: usize, progress: &Progress, kept: &[u16], heads: &[u8]) -> Result<(), SnapshotError> {
+        self.clear(slot);
+        let restored = snapshot::restore(self, slot, progress, kept, heads);
+        if restored.is_err() {
+            self.clear(slot);
+        }
+        restored
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     append, attention, best,
     cache::DeviceCache,
-    flush,
+    copy, extend, flush,
     gemv::{self, Outcome, Product},
     hold,
     layout::Shape,
@@ -13,6 +13,7 @@ use super::{
     rotate::{self, Turn},
     score, select, solve,
     tests::client,
+    tile,
     weights::{self, Packed},
 };
 use crate::format::WeightFormat;
@@ -101,6 +102,14 @@ fn kernels_compile_for_cuda() {
                 32
             );
             check!(
+                name("extend"),
+                extend::extend::Extend,
+                tile::UNITS,
+                [arena, heads, rows, pages, queries, partials],
+                (),
+                shape
+            );
+            check!(
                 name("flush"),
                 flush::flush::Flush,
                 flush::UNITS,
@@ -164,7 +173,7 @@ fn kernels_compile_for_cuda() {
                 check!(
                     name("prefill"),
                     prefill::prefill::Prefill,
-                    prefill::UNITS,
+                    tile::UNITS,
                     [fused, held, ends, out],
                     (),
                     (),
@@ -221,6 +230,8 @@ fn kernels_compile_for_cuda() {
             }
         }
     }
+    check!("copy".to_owned(), copy::copy::Copy, copy::UNITS, [from, to, runs], ());
+    check!("clear".to_owned(), copy::clear::Clear, copy::UNITS, [to], ());
     for first in [true, false] {
         check!(format!("best, first: {first}"), best::best::Best, best::UNITS, [from, out], (), (), first);
     }

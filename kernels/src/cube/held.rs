@@ -4,6 +4,7 @@ use super::{
     hold,
     launch::{Numbers, cubes, launch},
     prefill::{self, PromptShape},
+    tile,
 };
 use crate::ops::Heads;
 use cubecl::prelude::*;
@@ -99,8 +100,8 @@ impl Held {
             launch!(
                 client,
                 prefill::prefill,
-                prefill::UNITS,
-                cubes((rows * group).div_ceil(prefill::TILE), kv_heads, 1),
+                tile::UNITS,
+                cubes((rows * group).div_ceil(tile::TILE), kv_heads, 1),
                 [fused, self.tokens, past.unwrap_or(fused), out],
                 rows as u32,
                 (self.count - rows) as u32,

@@ -1,11 +1,11 @@
 //! Launches: how kernels are called, and with what tables. Nothing here waits for the device.
 
 use super::{
-    append, attention, flush,
+    append, attention, copy, extend, flush,
     layout::{Shape, head, row, step},
     learn, merge,
     residual::{self, Told},
-    score, select, solve,
+    score, select, solve, tile,
 };
 use cubecl::{prelude::*, server::Handle};
 use cubecl_runtime::memory_management::MemoryAllocationMode;
@@ -229,6 +229,44 @@ pub(crate) fn cubes(x: usize, y: usize, z: usize) -> CubeCount {
     CubeCount::Static(x as u32, y as u32, z as u32)
 }
 
+/// As many cubes, and up to a row more of them: devices take fewer side by side than one below the other.
+fn in_rows(cubes: usize) -> CubeCount {
+    const ROW: usize = 32_768;
+    self::cubes(cubes.clamp(1, ROW), cubes.div_ceil(ROW).max(1), 1)
+}
+
+/// Copies runs of words of the first buffer to the second: where they begin in the one and in the other, and how many words.
+/// 1 launch.
+///
+/// # Safety
+/// The runs are in the buffers.
+pub(crate) unsafe fn copy_runs<R: Runtime>(
+    client: &ComputeClient<R>,
+    (from, to): (&Numbers, &Numbers),
+    runs: &[[u32; copy::RUN]],
+) {
+    let table = Numbers::of(client, runs.as_flattened());
+    // SAFETY: as the caller says; the table has as many runs.
+    unsafe {
+        launch!(client, copy::copy, copy::UNITS, in_rows(runs.len()), [from, to, table], runs.len() as u32);
+    }
+}
+
+/// Makes all of `numbers` zeros. 1 launch.
+pub(crate) fn clear<R: Runtime>(client: &ComputeClient<R>, numbers: &Numbers) {
+    // SAFETY: as many are there.
+    unsafe {
+        launch!(
+            client,
+            copy::clear,
+            copy::UNITS,
+            in_rows(numbers.len.div_ceil(copy::CLEARED)),
+            [numbers],
+            numbers.len as u32
+        );
+    }
+}
+
 /// The width of planes, or 1 where it is not known or our cubes are no whole number of them.
 pub(crate) fn plane<R: Runtime>(client: &ComputeClient<R>) -> usize {
     let hardware = &client.properties().hardware;
@@ -418,7 +456,6 @@ impl Layer {
     /// The attention of `rows` rows, whose entries are `entries` and which see up to `blocks` blocks each: the output,
     /// `[rows][query heads · D]`, into `out`, and its ends, `[rows][query heads][2]`, into `ends`, see
     /// [`merge`](merge::merge). 3 launches.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn attend<R: Runtime>(
         &self,
         client: &ComputeClient<R>,
@@ -427,13 +464,71 @@ impl Layer {
         fused: &Numbers,
         (out, ends): (&Numbers, &Numbers),
     ) {
-        let Self { arena, heads, channels, count, shape } = self;
-        let queries = Numbers::empty(client, rows * count * shape.queries());
+        let Self { arena, heads, count, shape, .. } = self;
+        let queries = self.thin_queries(client, (entries, rows), fused);
         let shares = shares(rows * count, blocks);
         // Of the same size whatever the depth, so that it serves all steps.
         let partials = Numbers::empty(client, rows * count * most_shares(rows * count) * shape.group * shape.partial());
-        let query_heads = count * shape.group;
         // SAFETY: entries name slots, and pages of the layer's buffer; every cube writes to words of its own.
+        unsafe {
+            launch!(
+                client,
+                attention::attend,
+                attention::UNITS,
+                cubes(shares, *count, rows),
+                [arena, heads, entries, pages, queries, partials],
+                *shape,
+                plane(client)
+            );
+        }
+        self.merge(client, (&partials, rows, shares), (out, ends));
+    }
+
+    /// As [`attend`](Self::attend), of the rows of a prompt of one sequence, of which none sees what one before does not.
+    /// 3 launches.
+    pub(crate) fn extend<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        (entries, rows, blocks): (&Numbers, usize, usize),
+        pages: &Numbers,
+        fused: &Numbers,
+        (out, ends): (&Numbers, &Numbers),
+    ) {
+        let Self { arena, heads, count, shape, .. } = self;
+        let lines = rows * shape.group;
+        if lines < tile::SIDE {
+            return self.attend(client, (entries, rows, blocks), pages, fused, (out, ends));
+        }
+        let queries = self.thin_queries(client, (entries, rows), fused);
+        let (tiles, most) = (lines.div_ceil(tile::TILE), most_tiled_shares(lines, *count));
+        let shares = most.min((blocks * BLOCK).div_ceil(tile::TILE)).max(1);
+        // Of the same size whatever the depth, as there.
+        let partials = Numbers::empty(client, rows * count * most * shape.group * shape.partial());
+        // SAFETY: as there; a line is one of `rows`.
+        unsafe {
+            launch!(
+                client,
+                extend::extend,
+                tile::UNITS,
+                cubes(shares, *count, tiles),
+                [arena, heads, entries, pages, queries, partials],
+                rows as u32,
+                *shape
+            );
+        }
+        self.merge(client, (&partials, rows, shares), (out, ends));
+    }
+
+    /// Queries of rows as they meet whole tokens and the prefix. 1 launch.
+    fn thin_queries<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        (entries, rows): (&Numbers, usize),
+        fused: &Numbers,
+    ) -> Numbers {
+        let Self { arena, heads, channels, count, shape } = self;
+        let queries = Numbers::empty(client, rows * count * shape.queries());
+        // SAFETY: entries name slots, whose channels are channels; every cube writes to words of its own.
         unsafe {
             launch!(
                 client,
@@ -444,20 +539,25 @@ impl Layer {
                 1.0 / (shape.dim as f32).sqrt(),
                 *shape
             );
-            launch!(
-                client,
-                attention::attend,
-                attention::UNITS,
-                cubes(shares, *count, rows),
-                [arena, heads, entries, pages, queries, partials],
-                *shape,
-                plane(client)
-            );
+        }
+        queries
+    }
+
+    /// Joins what shares of the tokens give. 1 launch.
+    fn merge<R: Runtime>(
+        &self,
+        client: &ComputeClient<R>,
+        (partials, rows, shares): (&Numbers, usize, usize),
+        (out, ends): (&Numbers, &Numbers),
+    ) {
+        let Self { count, shape, .. } = self;
+        // SAFETY: `partials` has so many shares of each row and head, `out` and `ends` a place for each row and query head.
+        unsafe {
             launch!(
                 client,
                 merge::merge,
                 attention::UNITS,
-                cubes(query_heads, rows, 1),
+                cubes(count * shape.group, rows, 1),
                 [partials, out, ends],
                 shares as u32,
                 shape.dim,
@@ -477,6 +577,13 @@ fn most_shares(heads: usize) -> usize {
 /// Into how many shares they are split where there are up to `blocks` blocks: of a tile at least each.
 fn shares(heads: usize, blocks: usize) -> usize {
     most_shares(heads).min(blocks.div_ceil(attention::TILE)).max(1)
+}
+
+/// Into how many shares the tokens are split at most that `lines` lines of each of `heads` heads attend to in tiles. A cube has
+/// more to do here than one of a step, and less would be won of it by more shares than are lost on merging them.
+fn most_tiled_shares(lines: usize, heads: usize) -> usize {
+    const CUBES: usize = 256;
+    CUBES.div_ceil((lines.div_ceil(tile::TILE) * heads).max(1))
 }
 
 /// Blocks that a row of `span` sees at most: of its prefix and of whole tokens.

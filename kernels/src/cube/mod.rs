@@ -13,17 +13,20 @@
 //! means are one or two more. What kernels go by is uploaded once a step.
 //!
 //! A prompt takes two launches for each layer and run of up to 512 rows beside its products: `hold` and `prefill`, and
-//! the three of attention where the cache held something before. Its admission is as a step's, once a layer; where it learns
+//! three more where the cache held something before, `extend` with what `attention` has before it and `merge` behind it. Its admission is as a step's, once a layer; where it learns
 //! how queries are corrected, `residual` and `solve` are two more, after tensor operations that weigh its keys.
 //!
 //! The host waits for the device once a step: for the tokens and logits that the choice of the next token takes, or for all
 //! logits where that depends on each of them (a repetition penalty, or a temperature without a `top_k` of up to 64). A prompt
-//! waits once, for the logits of its last row. Nothing else is brought to the host, masks and corrections included.
+//! waits once, for the logits of its last row. Nothing else is brought to the host, masks and corrections included,
+//! unless a sequence is saved: then all that is held of it, layer by layer.
 
 mod append;
 mod attention;
 mod best;
 mod cache;
+mod copy;
+mod extend;
 mod flush;
 mod gemv;
 mod held;
@@ -39,7 +42,9 @@ mod residual;
 mod rotate;
 mod score;
 mod select;
+mod snapshot;
 mod solve;
+mod tile;
 mod trellis;
 mod turn;
 mod weights;
@@ -57,5 +62,7 @@ mod linear_tests;
 mod operations;
 #[cfg(all(test, feature = "vulkan"))]
 mod prompt_tests;
+#[cfg(all(test, feature = "vulkan"))]
+mod snapshot_tests;
 #[cfg(all(test, feature = "vulkan"))]
 mod tests;

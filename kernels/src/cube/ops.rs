@@ -32,7 +32,11 @@ use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
-use thinkey_core::{CacheBytes, CachePlan, Error, policy::Score};
+use thinkey_core::{
+    CacheBytes, CachePlan, Error,
+    policy::Score,
+    snapshot::{Progress, SnapshotError},
+};
 
 /// [`ThinOps`] for a device whose tensors are CubeCL's.
 pub struct Device<B: Backend, R: CubeRuntime> {
@@ -113,6 +117,18 @@ impl<B: Backend, R: CubeRuntime> Cache for AnyCache<B, R> {
 
     fn clear(&mut self, slot: usize) {
         any!(self, |cache| cache.clear(slot));
+    }
+
+    fn progress(&self, slot: usize) -> Result<(Progress, usize), SnapshotError> {
+        any!(self, |cache| cache.progress(slot))
+    }
+
+    fn save(&self, slot: usize, out: &mut Vec<u8>) -> Result<(), SnapshotError> {
+        any!(self, |cache| cache.save(slot, out))
+    }
+
+    fn restore(&mut self, slot: usize, progress: &Progress, kept: &[u16], heads: &[u8]) -> Result<(), SnapshotError> {
+        any!(self, |cache| cache.restore(slot, progress, kept, heads))
     }
 }
 
@@ -276,20 +292,26 @@ where
         Tensor::from_primitive(TensorPrimitive::Float(tensor))
     }
 
-    /// What rows of fused numbers get from the cache alone: the output and its ends, `[rows, query heads · 2]`.
+    /// What rows of fused numbers get from the cache alone: the output and its ends, `[rows, query heads · 2]`. They are those
+    /// of a step, after it, or the rows of a prompt, before it.
     fn attend_cache(
         &self,
         cache: &DeviceCache<R>,
         layer: usize,
         rows: &[(usize, usize)],
-        admitted: bool,
+        step: bool,
         fused: &Numbers,
         heads: Heads,
     ) -> (Numbers, Numbers) {
-        let ((entries, count, most), pages) = cache.rows(rows, admitted);
+        let ((entries, count, most), pages) = cache.rows(rows, step);
         let out = Numbers::empty(&cache.client, count * heads.keys());
         let ends = Numbers::empty(&cache.client, count * heads.heads * 2);
-        cache.layer(layer, heads).attend(&cache.client, (&entries, count, most), &pages, fused, (&out, &ends));
+        let (layer, seen) = (cache.layer(layer, heads), (&entries, count, most));
+        if step {
+            layer.attend(&cache.client, seen, &pages, fused, (&out, &ends));
+        } else {
+            layer.extend(&cache.client, seen, &pages, fused, (&out, &ends));
+        }
         (out, ends)
     }
 

@@ -1,35 +1,21 @@
 //! Attention of a prompt's rows to the prompt itself: exact, fused, with no matrix of scores in memory.
 //!
-//! Flash attention (Dao et al., [arXiv 2205.14135](https://arxiv.org/abs/2205.14135)): a cube takes 64 lines of one KV head, a
-//! line being a query head of a row, so that all G query heads share what is read of the keys; tiles of 64 tokens follow each
-//! other with an online softmax. A unit makes four lines by four tokens of the scores, and of the output four lines by every
-//! sixteenth channel, in registers; queries, keys and values go through shared memory in pieces, below 32 KiB whatever D is.
-//! Tiles that no line sees, after the rows or between the sinks and the window, are not read.
+//! Flash attention (Dao et al., [arXiv 2205.14135](https://arxiv.org/abs/2205.14135)): a cube takes a [tile](super::tile) of
+//! lines of one KV head, so that all G query heads share what is read of the keys; tiles of tokens follow each other with an
+//! online softmax. Tiles that no line sees, after the rows or between the sinks and the window, are not read.
 //!
-//! What the cache held before the prompt comes first, if there is any: [`attend`](super::attention::attend) leaves its mix in
-//! the output and its log-sum-exp beside it, and the online softmax goes on from there.
+//! What the cache held before the prompt comes first, if there is any: [`extend`](super::extend) leaves its mix in the
+//! output and its log-sum-exp beside it, and the online softmax goes on from there.
 //!
 //! burn 0.21 has a flash attention of its own (`cubek-attention`). It does not serve here: it wants as many KV heads as query
 //! heads, its causal mask begins at the first token, so that no run of rows but the first could use it, it knows no window,
 //! and it keeps its log-sum-exp to itself, without which nothing can be merged.
 
-use super::attention::LOWEST;
+use super::{
+    attention::LOWEST,
+    tile::{PER, PIECE, PITCH, SIDE, STAGE, TILE, UNITS, channels, mix, multiply, soften, total, values_at_once},
+};
 use cubecl::prelude::*;
-
-/// Units of a cube: [`SIDE`] by [`SIDE`].
-pub(crate) const UNITS: usize = SIDE * SIDE;
-/// Units side by side.
-const SIDE: usize = 16;
-/// Lines, and tokens, of a unit.
-const PER: usize = 4;
-/// Lines, and tokens, of a tile.
-pub(crate) const TILE: usize = SIDE * PER;
-/// Channels of queries and keys that are there at a time.
-const PIECE: usize = 16;
-/// From a channel of a piece, or a token's weights, to the next: not a multiple of the banks of shared memory.
-const PITCH: usize = TILE + 4;
-/// Numbers that queries and keys, or values, go through.
-const STAGE: usize = 2 * PIECE * PITCH;
 
 /// What kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,17 +39,6 @@ impl PromptShape {
     /// Width of a held row: keys and values.
     fn held(self) -> usize {
         2 * self.heads * self.dim
-    }
-
-    /// Tokens whose values are there at a time.
-    fn values(self) -> usize {
-        // A power of two, so that a tile is whole pieces.
-        1 << (STAGE / self.dim).clamp(1, TILE).ilog2()
-    }
-
-    /// Channels of a unit.
-    fn channels(self) -> usize {
-        self.dim.div_ceil(SIDE)
     }
 }
 
@@ -93,7 +68,7 @@ pub(crate) fn prefill(
 ) {
     let dim = comptime!(shape.dim);
     let group = comptime!(shape.group);
-    let channels = comptime!(shape.channels());
+    let channels = comptime!(channels(shape.dim));
     let unit = UNIT_POS as usize;
     let own_key = unit % SIDE;
     let own_line = unit / SIDE * PER;
@@ -104,7 +79,7 @@ pub(crate) fn prefill(
     let keys_at = head * dim;
     let values_at = comptime!(shape.heads * shape.dim) + head * dim;
     let lowest = before + u32::cast_from(first_line / group);
-    let total = before as usize + min(first_line + TILE - 1, last_line) / group + 1;
+    let tokens = before as usize + min(first_line + TILE - 1, last_line) / group + 1;
 
     let mut stage = SharedMemory::<f32>::new(STAGE);
     let mut weights = SharedMemory::<f32>::new(comptime!(TILE * PITCH));
@@ -113,7 +88,7 @@ pub(crate) fn prefill(
     let mut top = Array::<f32>::new(PER);
     let mut sum = Array::<f32>::new(PER);
     let mut scores = Array::<f32>::new(comptime!(PER * PER));
-    let mut mixed = Array::<f32>::new(comptime!(PER * shape.channels()));
+    let mut mixed = Array::<f32>::new(comptime!(PER * shape.dim.div_ceil(SIDE)));
     #[unroll]
     for i in 0..PER {
         // Lines that are none repeat the last one.
@@ -146,7 +121,7 @@ pub(crate) fn prefill(
         }
     }
 
-    for tile in 0..total.div_ceil(TILE) {
+    for tile in 0..tokens.div_ceil(TILE) {
         let start = tile * TILE;
         let near = u32::cast_from(start + TILE - 1) + window > lowest;
         if near || u32::cast_from(start) < sinks {
@@ -165,121 +140,61 @@ pub(crate) fn prefill(
                         let line = min(first_line + place, last_line);
                         let query = head * group + line % group;
                         q = fused[line / group * comptime!(shape.width()) + query * dim + channel] * scale;
-                        k = held[min(start + place, total - 1) * comptime!(shape.held()) + keys_at + channel];
+                        k = held[min(start + place, tokens - 1) * comptime!(shape.held()) + keys_at + channel];
                     }
                     stage[to] = q;
                     stage[comptime!(PIECE * PITCH) + to] = k;
                 }
                 sync_cube();
-                for channel in 0..PIECE {
-                    let at = channel * PITCH;
-                    let mut k = Array::<f32>::new(PER);
-                    #[unroll]
-                    for j in 0..PER {
-                        k[j] = stage[comptime!(PIECE * PITCH + j * SIDE) + at + own_key];
-                    }
-                    #[unroll]
-                    for i in 0..PER {
-                        let q = stage[at + own_line + i];
-                        #[unroll]
-                        for j in 0..PER {
-                            scores[comptime!(i * PER + j)] += q * k[j];
-                        }
-                    }
-                }
+                multiply(&stage, &mut scores, own_line, own_key);
                 sync_cube();
             }
 
-            // One step of the online softmax.
             #[unroll]
             for i in 0..PER {
-                let mut most = f32::new(LOWEST);
                 #[unroll]
                 for j in 0..PER {
                     let token = u32::cast_from(start + own_key + comptime!(j * SIDE));
-                    let score = select(
-                        sees(rows_at[i], token, window, sinks),
-                        scores[comptime!(i * PER + j)],
-                        f32::new(LOWEST),
-                    );
-                    scores[comptime!(i * PER + j)] = score;
-                    most = max(most, score);
-                }
-                stage[(own_line + i) * SIDE + own_key] = most;
-            }
-            sync_cube();
-            #[unroll]
-            for i in 0..PER {
-                let mut most = top[i];
-                for other in 0..SIDE {
-                    most = max(most, stage[(own_line + i) * SIDE + other]);
-                }
-                let shrink = (top[i] - most).exp();
-                top[i] = most;
-                sum[i] *= shrink;
-                #[unroll]
-                for c in 0..channels {
-                    mixed[comptime!(i * channels + c)] *= shrink;
-                }
-                #[unroll]
-                for j in 0..PER {
                     let score = scores[comptime!(i * PER + j)];
-                    let weight = select(score <= LOWEST, f32::new(0.0), (score - most).exp());
-                    sum[i] += weight;
-                    weights[(own_key + comptime!(j * SIDE)) * PITCH + own_line + i] = weight;
+                    scores[comptime!(i * PER + j)] =
+                        select(sees(rows_at[i], token, window, sinks), score, f32::new(LOWEST));
                 }
             }
-            sync_cube();
+            soften(
+                &scores,
+                &mut stage,
+                &mut weights,
+                &mut top,
+                &mut sum,
+                &mut mixed,
+                own_line,
+                own_key,
+                1usize,
+                comptime!(shape.dim.div_ceil(SIDE)),
+            );
 
-            let most = comptime!(shape.values());
+            let most = comptime!(values_at_once(shape.dim));
             for first in range_stepped(0, TILE, most) {
-                for index in range_stepped(unit, comptime!(shape.values() * shape.dim), UNITS) {
-                    let token = min(start + first + index / dim, total - 1);
+                for index in range_stepped(unit, comptime!(values_at_once(shape.dim) * shape.dim), UNITS) {
+                    let token = min(start + first + index / dim, tokens - 1);
                     stage[index] = held[token * comptime!(shape.held()) + values_at + index % dim];
                 }
                 sync_cube();
-                for key in 0..most {
-                    let at = (first + key) * PITCH + own_line;
-                    let mut by = Array::<f32>::new(PER);
-                    #[unroll]
-                    for i in 0..PER {
-                        by[i] = weights[at + i];
-                    }
-                    #[unroll]
-                    for c in 0..channels {
-                        let mut channel = own_key + comptime!(c * SIDE);
-                        if comptime!(!shape.dim.is_multiple_of(SIDE)) {
-                            channel = min(channel, comptime!(shape.dim - 1).runtime());
-                        }
-                        let v = stage[key * dim + channel];
-                        #[unroll]
-                        for i in 0..PER {
-                            mixed[comptime!(i * channels + c)] += by[i] * v;
-                        }
-                    }
-                }
+                mix(&stage, &weights, &mut mixed, first, own_line, own_key, 0usize, dim);
                 sync_cube();
             }
         }
     }
 
-    #[unroll]
-    for i in 0..PER {
-        stage[(own_line + i) * SIDE + own_key] = sum[i];
-    }
-    sync_cube();
+    total(&mut stage, &mut sum, own_line, own_key);
     #[unroll]
     for i in 0..PER {
         if first_line + own_line + i <= last_line {
-            let mut all = f32::new(0.0);
-            for other in 0..SIDE {
-                all += stage[(own_line + i) * SIDE + other];
-            }
             #[unroll]
             for c in 0..channels {
                 let channel = own_key + comptime!(c * SIDE);
                 if channel < dim {
-                    out[places[i] as usize * dim + channel] = mixed[comptime!(i * channels + c)] / all;
+                    out[places[i] as usize * dim + channel] = mixed[comptime!(i * channels + c)] / sum[i];
                 }
             }
         }

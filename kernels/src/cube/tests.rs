@@ -265,6 +265,53 @@ impl Both {
         }
     }
 
+    /// Has the rows of a prompt attend to what each slot holds, the later ones to fewer of its tokens where there is a window,
+    /// and compares with core's.
+    fn check_prompts(&mut self, count: usize) {
+        let Shape { width, dim, group, .. } = self.layer.shape;
+        let heads = self.layouts.len();
+        for slot in 0..SLOTS {
+            let Slot { span, pages, .. } = self.slots[slot].clone();
+            if span.tokens() == 0 {
+                continue;
+            }
+            let windows: Vec<_> = (0..count)
+                .map(|row| self.case.window.map_or(usize::MAX, |window| window.saturating_sub(2 * row)))
+                .collect();
+            let fused = self.random.rows(count, width);
+            // Behind the page table of somebody else.
+            let entries: Vec<u32> = windows.iter().flat_map(|&window| row_entry(slot, span, window, 3)).collect();
+            let pages = [&[0; 3][..], &pages].concat();
+            let (entries, pages) = (Numbers::of(&self.client, &entries), Numbers::of(&self.client, &pages));
+            let out = Numbers::empty(&self.client, count * heads * group * dim);
+            let ends = Numbers::empty(&self.client, count * heads * group * 2);
+            let seen = (&entries, count, blocks(&span));
+            self.layer.extend(&self.client, seen, &pages, &self.floats(&fused), (&out, &ends));
+            let actual: Vec<f32> = self.read(&out).into_iter().map(f32::from_bits).collect();
+            let ends: Vec<f32> = self.read(&ends).into_iter().map(f32::from_bits).collect();
+            for (row, &window) in windows.iter().enumerate() {
+                for head in 0..heads {
+                    let at = (row * heads + head) * group;
+                    let (actual, ends) = (&actual[at * dim..][..group * dim], &ends[at * 2..][..group * 2]);
+                    let what = format!("{:?}: slot {slot} row {row} head {head}; {span:?}", self.case);
+                    if span.sinks == 0 && window == 0 {
+                        // As if of no weight.
+                        assert!(ends.chunks(2).all(|end| end[1] == 0.0), "{what}");
+                        assert!(actual.iter().all(|&x| x == 0.0), "{what}");
+                        continue;
+                    }
+                    let view = self.view(head, slot, bytemuck::cast_slice(&self.bytes[head]));
+                    let queries = &fused[row * width + head * group * dim..][..group * dim];
+                    let (mut memory, mut expected) = (vec![0.0; attend_len(group, dim)], vec![0.0; group * dim]);
+                    attend(&Plain, &view, queries, window, &mut memory, &mut expected).unwrap();
+                    for (at, (&x, &y)) in actual.iter().zip(&expected).enumerate() {
+                        assert!((x - y).abs() <= 1e-4 * (1.0 + y.abs()), "{what}: place {at}: {x}, not {y}");
+                    }
+                }
+            }
+        }
+    }
+
     /// Compares what the device holds with what core does, byte by byte.
     fn check_bytes(&self) {
         let arena = self.read(&self.layer.arena);
@@ -394,6 +441,19 @@ fn attention_is_as_cores() {
         }
         both.upload();
         both.check_attention();
+    }
+}
+
+/// Of one tile of lines and more, and of shares of one tile of tokens and more.
+#[test]
+fn rows_of_a_prompt_attend_to_the_cache_as_cores() {
+    for (at, case) in cases().into_iter().enumerate() {
+        let mut both = Both::new(case.clone(), 200 + at as u64);
+        for (slot, new, prompt) in case.steps {
+            both.step(slot, new, prompt, false);
+        }
+        both.upload();
+        both.check_prompts(if at % 3 == 0 { 70 } else { 17 });
     }
 }
 

@@ -12,6 +12,7 @@ use std::{fmt, num::NonZero, ops::ControlFlow, str::FromStr};
 use thinkey_core::{
     CacheBytes, CachePlan,
     policy::{Choice, Life, Score, ThinValues},
+    snapshot::SnapshotError,
 };
 pub use thinkey_kernels::cpu::linear::Activations;
 pub use thinkey_kernels::ops::{Choosing, HeldHead};
@@ -435,6 +436,12 @@ impl Session {
     #[must_use]
     pub fn position(&self, slot: usize) -> usize {
         any!(State, &self.0, |state| state.cache().position(slot))
+    }
+
+    /// Whether the cache can be [saved](Self::save) and [restored](Self::restore): caches of plain tensors cannot.
+    #[must_use]
+    pub fn takes_snapshots(&self) -> bool {
+        any!(State, &self.0, |state| !matches!(state.cache().progress(0), Err(SnapshotError::Device)))
     }
 
     /// Forgets the sequence of `slot`.

@@ -35,7 +35,7 @@ impl Session {
     /// leaves it. The bytes are about as many as the cache has in use.
     ///
     /// # Errors
-    /// [`SnapshotError::Empty`] where nothing was fed, [`SnapshotError::Device`] on devices that take no snapshots,
+    /// [`SnapshotError::Empty`] where nothing was fed, [`SnapshotError::Device`] where the cache [takes none](Self::takes_snapshots),
     /// [`SnapshotError::Memory`]; [`SnapshotError::Impossible`] for other tokens than the sequence has.
     pub fn save(&self, slot: usize, origin: &Origin, tokens: &[u32]) -> Result<Vec<u8>, SnapshotError> {
         any!(State, &self.0, |state| save(state, slot, origin, tokens))

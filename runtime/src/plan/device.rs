@@ -15,6 +15,11 @@ use thinkey_kernels::{cpu::ScratchBytes, format::PART};
 /// Most rows that are multiplied with weights as they are stored.
 const FEW: usize = 32;
 
+/// Lines, a query head of a row each, that attend together to what a cache held before a prompt, and how many cubes do so if there
+/// are not more tiles of lines.
+const LINES: usize = 64;
+const CUBES: usize = 256;
+
 /// Bytes of small tables and vectors, of which each takes 512 at least.
 const TABLES: usize = 256 << 10;
 
@@ -60,12 +65,17 @@ pub(super) fn plan(
     } else {
         0
     };
-    // Rows that attend to the cache at once: queries made ready, and shares of its tokens, some 512 of them or one for each
-    // row and head. The mix of turned values comes apart.
-    let rows = slots.max(run);
+    // Queries made ready of rows that attend to the cache, and what shares of its tokens give. The mix of turned values comes
+    // apart. In a step there are some 512 shares, or one for each row and head.
     let partial = 2 + if plan.values.turns() { 2 * dim } else { dim };
-    let shares = (512 + rows * plan.heads()) * group * partial * FLOAT;
-    let queries = rows * config.heads * (2 * dim + 1) * FLOAT;
+    let queries = |rows: usize| rows * config.heads * (2 * dim + 1) * FLOAT;
+    let steps = (512 + slots * plan.heads()) * group * partial * FLOAT + queries(slots);
+    // Of a prompt that goes on there are some 256 for each line of a tile, or one for each line.
+    let shares = |rows: usize| match rows {
+        0 => 0,
+        _ => (LINES * (CUBES + plan.heads()) + rows * plan.heads() * group) * partial * FLOAT,
+    };
+    let prompts = shares(run) + queries(run) + shares(last) + queries(last);
     let plain = if plan.value_lambda != Lambda::WHOLE || plan.renews || plan.flexible {
         // Rows as they come and joined, of all layers where these are shared out together; keys and values of a head, and its
         // scores in four forms.
@@ -79,7 +89,7 @@ pub(super) fn plan(
         chunks: activations(run) + activations(last),
         panels: if prompt > FEW { matrices.into_iter().map(parts).sum() } else { 0 },
         packed: held + learnt + plain,
-        tasks: shares + queries,
+        tasks: steps.max(prompts),
     };
     let logits = |rows: usize| rows * config.vocab * FLOAT;
     MemoryPlan {
