@@ -67,7 +67,7 @@ fn decode(c: &mut Criterion) {
     for threads in [1, 2] {
         let pool = Pool::new(threads).expect("threads");
         for depth in [4096, 8000] {
-            for kind in StorageKind::ALL.into_iter().filter(|kind| !kind.turns() && !kind.halves()) {
+            for kind in StorageKind::ALL.into_iter().filter(|kind| !kind.turns() && !kind.mixed()) {
                 let cache = filled(kind, depth);
                 let row = numbers(HEADS.width());
                 let mut out = vec![0.0; HEADS.keys()];
