@@ -2,7 +2,7 @@
 //!
 //! Where channels are stored in the order in which they matter, later ones need fewer bits. The first quarter has codes of four
 //! bits, and a scale and a zero point of [eight bits](super::small) each for its 32 tokens: 4.5 bits a number. The others are
-//! stored by the [trellis](super::trellis), along the tokens, with a scale of eight bits: 2.25. What room is left in the last
+//! stored by the [trellis], along the tokens, with a scale of eight bits: 2.25. What room is left in the last
 //! line of a block goes to the first ones, so that a number takes 3 to 3.4 bits.
 //!
 //! ```text
