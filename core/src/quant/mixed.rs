@@ -24,6 +24,11 @@
 //! | 3.5 for all | 0.0389 ± 0.0043 | |
 //! | 2.25 for all | | 0.128 ± 0.013 |
 //! | 5 and 3, codes evenly apart with scales and minima in binary16 | 0.0388 ± 0.0035 | |
+//!
+//! As blocks are stored, and over 16 windows, with shares λ = 0.4, 0.5, 0.6 and 0.7 of the channels pruned, a first quarter takes
+//! 14.0, 13.0, 12.1 and 11.1% of a whole f16 cache of 8,000 tokens and diverges by 0.0336, 0.0394, 0.0566 and 0.0771; a first
+//! half took 14.9, 13.8, 12.8 and 11.8% and diverged by 0.0225, 0.0290, 0.0426 and 0.0681. The half is the better one of more than
+//! about 12.5%, and the quarter below, which is what such keys are for.
 
 use super::{Affine, CodeKind, GROUP, Groups, GroupsMut, QUAD, small, trellis};
 use crate::{
