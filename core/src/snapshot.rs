@@ -30,7 +30,7 @@
 //! use thinkey_core::snapshot::{Snapshot, SnapshotError};
 //! assert_eq!(Snapshot::open(b"GGUF").unwrap_err(), SnapshotError::Magic);
 //! assert_eq!(Snapshot::open(b"tkSN\x07\0").unwrap_err(), SnapshotError::Version { found: 7 });
-//! assert_eq!(Snapshot::open(b"tkSN\x01\0\x02\0a").unwrap_err(), SnapshotError::Cut { needed: 14, found: 9 });
+//! assert_eq!(Snapshot::open(b"tkSN\x02\0\x02\0a").unwrap_err(), SnapshotError::Cut { needed: 14, found: 9 });
 //! ```
 
 use crate::{Error, HeadLayout, Policy, Span, wire::CRC};
