@@ -134,8 +134,8 @@ impl CodeKind {
         }
     }
 
-    /// Writes the codes of a whole quad.
-    fn pack(self, quad: &mut [u8], codes: &[[u8; GROUP]; QUAD]) {
+    /// Writes the codes of quad `quad` among those of all.
+    fn pack(self, all: &mut [u8], quad: usize, codes: &[[u8; GROUP]; QUAD]) {
         // Part of the codes from `index` on in steps of `step`, as many bits of each, shifted: those of all groups.
         let packed = |index: usize, step: usize, (shift, bits): (usize, usize)| -> [u8; QUAD] {
             core::array::from_fn(|group| {
@@ -143,6 +143,7 @@ impl CodeKind {
                 codes.fold(0, |byte, (at, code)| byte | (code >> shift & (u8::MAX >> (8 - bits))) << (at * bits))
             })
         };
+        let quad = &mut all[quad * self.quad_bytes()..][..self.quad_bytes()];
         for (index, to) in quad.as_chunks_mut::<QUAD>().0.iter_mut().enumerate() {
             *to = match self {
                 Self::Int8 => core::array::from_fn(|group| codes[group][index]),
@@ -150,6 +151,16 @@ impl CodeKind {
                 Self::Int3 if index >= QUARTER / QUAD => packed(index - QUARTER / QUAD, GROUP / 8, (2, 1)),
                 Self::Int3 | Self::Int2 | Self::Trellis2 => packed(index, GROUP / 4, (0, 2)),
             };
+        }
+    }
+
+    /// Writes the quad that ends with group `group` of `groups`, in which codes of groups that are none become 0; before its end
+    /// there is nothing to do.
+    fn pack_ended(self, all: &mut [u8], (group, groups): (usize, usize), quad: &mut [[u8; GROUP]; QUAD]) {
+        let at = group % QUAD;
+        if at + 1 == QUAD || group + 1 == groups {
+            quad[at + 1..].fill([0; GROUP]);
+            self.pack(all, group / QUAD, quad);
         }
     }
 
@@ -315,7 +326,7 @@ impl GroupsMut<'_> {
 
     /// Stores the codes of a whole quad.
     fn pack(&mut self, quad: usize, codes: &[[u8; GROUP]; QUAD]) {
-        self.kind.pack(&mut self.codes[quad * self.kind.quad_bytes()..][..self.kind.quad_bytes()], codes);
+        self.kind.pack(self.codes, quad, codes);
     }
 
     /// The bytes of the quad of group `group`, and the group's place in it.
@@ -338,10 +349,7 @@ impl GroupsMut<'_> {
         (self.scales[group], self.mins[group]) = (scale, min);
         let (scale, min) = (scale.load(), min.load());
         numbers.iter_mut().zip(&quad[at]).for_each(|(x, &code)| *x = f32::from(code) * scale + min);
-        if at + 1 == QUAD || group + 1 == self.scales.len() {
-            quad[at + 1..].fill([0; GROUP]);
-            self.pack(group / QUAD, quad);
-        }
+        self.kind.pack_ended(self.codes, (group, self.scales.len()), quad);
     }
 
     fn put_codes(&mut self, group: usize, codes: impl Iterator<Item = (usize, u8)>) {

@@ -202,7 +202,7 @@ impl<'a> KeyGroupsMut<'a> {
                     let (scale, zero) = (small::scale(fine.scales[channel]), f32::from(fine.zeros[channel]));
                     let codes = &self.quad[at];
                     numbers.iter_mut().zip(codes).for_each(|(x, &code)| *x = (f32::from(code) + zero) * scale);
-                    pack(CodeKind::Int4, fine.codes, channel, fine.scales.len(), &mut self.quad);
+                    CodeKind::Int4.pack_ended(fine.codes, (channel, fine.scales.len()), &mut self.quad);
                 }
                 Some(channel) => {
                     let codes = &mut self.quad[channel % QUAD];
@@ -212,19 +212,10 @@ impl<'a> KeyGroupsMut<'a> {
                     });
                     let scale = small::scale(rest.scales[channel]);
                     numbers.iter_mut().zip(trellis::levels(codes)).for_each(|(x, level)| *x = level * scale);
-                    pack(CodeKind::Trellis2, rest.codes, channel, rest.scales.len(), &mut self.quad);
+                    CodeKind::Trellis2.pack_ended(rest.codes, (channel, rest.scales.len()), &mut self.quad);
                 }
             },
         }
-    }
-}
-
-/// Stores the codes of the quad that ends with group `group`, of `groups`; before its end there is nothing to do.
-fn pack(kind: CodeKind, codes: &mut [u8], group: usize, groups: usize, quad: &mut [[u8; GROUP]; QUAD]) {
-    let at = group % QUAD;
-    if at + 1 == QUAD || group + 1 == groups {
-        quad[at + 1..].fill([0; GROUP]);
-        kind.pack(&mut codes[group / QUAD * kind.quad_bytes()..][..kind.quad_bytes()], quad);
     }
 }
 
